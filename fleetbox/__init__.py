@@ -1,0 +1,74 @@
+"""fleetbox: clusters of real Linux virtual machines.
+
+>>> import fleetbox
+>>> with fleetbox.up("mycluster", members=3) as cluster:       # doctest: +SKIP
+...     print(cluster.member("node-1").ssh("uname -a").stdout)
+
+Names are imported when they are first used: `import fleetbox` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from fleetbox._version import __version__
+
+if TYPE_CHECKING:
+    from fleetbox import host, images
+    from fleetbox.cluster import Cluster, clusters, up
+    from fleetbox.errors import FleetboxError
+    from fleetbox.image import Image
+    from fleetbox.member import Member, SSHResult
+    from fleetbox.records import ClusterRecord, MemberRecord, MemberState
+    from fleetbox.refs import resolve, resolve_many, resolve_member
+    from fleetbox.specs import Fixture, MemberSpec
+
+__all__ = [
+    "Cluster",
+    "ClusterRecord",
+    "Fixture",
+    "FleetboxError",
+    "Image",
+    "Member",
+    "MemberRecord",
+    "MemberSpec",
+    "MemberState",
+    "SSHResult",
+    "__version__",
+    "clusters",
+    "host",
+    "images",
+    "resolve",
+    "resolve_many",
+    "resolve_member",
+    "up",
+]
+
+_HOME = {
+    "Cluster": "cluster",
+    "ClusterRecord": "records",
+    "Fixture": "specs",
+    "FleetboxError": "errors",
+    "Image": "image",
+    "Member": "member",
+    "MemberRecord": "records",
+    "MemberSpec": "specs",
+    "MemberState": "records",
+    "SSHResult": "member",
+    "clusters": "cluster",
+    "resolve": "refs",
+    "resolve_many": "refs",
+    "resolve_member": "refs",
+    "up": "cluster",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in ("host", "images"):
+        return importlib.import_module(f"fleetbox.{name}")
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"fleetbox.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fleetbox' has no attribute {name!r}")

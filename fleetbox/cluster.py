@@ -1,0 +1,199 @@
+"""A cluster, for Python: make it, add to it, start, stop and destroy it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from fleetbox import names as naming
+from fleetbox.errors import HolderEnding, RecordError
+from fleetbox.identity import is_alive
+from fleetbox.member import Member, OnEvent
+from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode, check_member_spec, member_names
+from fleetbox.wire import AddRequest, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
+
+
+class Cluster:
+    """One cluster, by name. Nothing is cached: every property reads the records as they are now.
+
+    As a context manager it is destroyed at the end.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = naming.check_label(name, "cluster name")
+
+    def __repr__(self) -> str:
+        return f"Cluster({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cluster) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+    @property
+    def record(self) -> ClusterRecord:
+        """The cluster's record. Raises NotFoundError when it is gone, RecordError when it cannot be read."""
+        return read_cluster(self.name)
+
+    @property
+    def members(self) -> list[Member]:
+        """Its members, in order of creation."""
+        return [Member(self.name, name) for name in self.record.members]
+
+    def member(self, name: str) -> Member:
+        """One member by its name. Raises NotFoundError."""
+        member = Member(self.name, name)
+        _ = member.record
+        return member
+
+    def status(self) -> ClusterStatus:
+        """The records, with what only a live holder knows. Starts no holder."""
+        from fleetbox.launch import find_holder
+
+        record = self.record
+        control = find_holder(self.name)
+        if control is None:
+            return ClusterStatus(record, holder_running=False)
+        return control.get("/v1/status", ClusterStatus)
+
+    def add(
+        self,
+        names: Sequence[str] = (),
+        count: int | None = None,
+        *,
+        image: str | None = None,
+        cpus: int | None = None,
+        memory_bytes: int | None = None,
+        disk_bytes: int | None = None,
+        fixtures: Sequence[Fixture] | None = None,
+        boot: str | None = None,
+        kernel: str | None = None,
+        timeout_s: float = 0.0,
+        on_event: OnEvent | None = None,
+    ) -> list[Member]:
+        """Add members and return them once they are ready; what is not given is as the cluster was made with.
+
+        Raises ConflictError when a name is taken, and as `up` does.
+        """
+        spec = _spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
+        check_member_spec(spec.apply(self.record.spec))
+        request = AddRequest(names=tuple(names), count=count, spec=spec, timeout_s=timeout_s)
+        added = self._run("add", request, on_event)
+        return [Member(self.name, name) for name in added["members"]]
+
+    def start(self, names: Sequence[str] = (), *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> None:
+        """Start the named members, or all; those that run are left alone. Raises PartialError, MachineError."""
+        self._targets("start", names, timeout_s, on_event)
+
+    def stop(self, names: Sequence[str] = (), *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> None:
+        """Shut down the named members, or all; those that do not end in `timeout_s` (0: the default) are ended."""
+        self._targets("stop", names, timeout_s, on_event)
+
+    def destroy(self, names: Sequence[str] = (), *, on_event: OnEvent | None = None) -> None:
+        """End the named members, or all, and delete their disks. Without members the cluster is gone. Repeatable."""
+        if self.name not in cluster_names():
+            return
+        self._targets("destroy", names, 0.0, on_event)
+
+    def _targets(self, operation: str, names: Sequence[str], timeout_s: float, on_event: OnEvent | None) -> None:
+        _ = self.record
+        self._run(operation, TargetsRequest(members=tuple(names), timeout_s=timeout_s), on_event)
+
+    def _run(self, operation: str, request: Request, on_event: OnEvent | None) -> Any:
+        """Run an operation in the cluster's holder. When it was the last, the holder's end is waited for."""
+        from fleetbox.launch import ensure_holder
+
+        while True:
+            control = ensure_holder(self.name)
+            holder = live_holder(self.name)
+            try:
+                result = control.run(operation, request, on_event)
+                break
+            except HolderEnding:
+                _await_end(holder)  # it was about to end when we came
+        if result["ends"]:
+            _await_end(holder)
+        return result
+
+
+def _await_end(holder: HolderRecord | None, limit_s: float = 20.0) -> None:
+    """Wait until the holder's process is gone, and with it the last of its files."""
+    deadline = time.monotonic() + limit_s
+    while holder is not None and is_alive(holder.process) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _spec_change(
+    image: str | None,
+    cpus: int | None,
+    memory_bytes: int | None,
+    disk_bytes: int | None,
+    fixtures: Sequence[Fixture] | None,
+    boot: str | None,
+    kernel: str | None,
+) -> SpecChange:
+    return SpecChange(
+        image=image,
+        cpus=cpus,
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
+        fixtures=None if fixtures is None else tuple(fixtures),
+        boot=boot,
+        kernel=kernel,
+    )
+
+
+def up(
+    name: str,
+    *,
+    members: int | None = None,
+    names: Sequence[str] = (),
+    image: str | None = None,
+    cpus: int | None = None,
+    memory_bytes: int | None = None,
+    disk_bytes: int | None = None,
+    fixtures: Sequence[Fixture] | None = None,
+    boot: str | None = None,
+    kernel: str | None = None,
+    backend: str = "",
+    network: NetworkMode = "auto",
+    timeout_s: float = 0.0,
+    on_event: OnEvent | None = None,
+) -> Cluster:
+    """Make the cluster exist with all its members ready, and return it.
+
+    Repeatable: missing members are made, stopped ones started, running ones left alone. A new cluster without `members`
+    and `names` has one member; an existing one keeps its own. `timeout_s` limits each member's boot (0: by
+    accelerator).
+
+    Raises UsageError for what can never work, HostError for what this host cannot do, ImageError, NetworkError,
+    MachineError (its details end with the serial log), PartialError when some members failed and the others are up.
+    """
+    cluster = Cluster(name)
+    spec = _spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
+    base = cluster.record.spec if name in cluster_names() else MemberSpec()
+    check_member_spec(spec.apply(base))
+    if members is not None or names:
+        member_names(members, names)
+    request = UpRequest(
+        members=members, names=tuple(names), spec=spec, backend=backend, network=network, timeout_s=timeout_s
+    )
+    cluster._run("up", request, on_event)
+    return cluster
+
+
+def clusters() -> list[Cluster]:
+    """All clusters whose records can be read, by name (see `fleetbox.records.read_clusters` for the others)."""
+    return [Cluster(entry.name) for entry in read_clusters() if not isinstance(entry, RecordError)]

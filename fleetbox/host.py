@@ -1,0 +1,59 @@
+"""This host: whether it can run machines, and clearing away what nobody owns."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fleetbox.job import run_job
+from fleetbox.stream import OnEvent
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that was looked at. `fail` keeps machines from running, `warn` makes them slower or less able."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    message: str
+    hint: str = ""
+
+
+class DoctorReport(msgspec.Struct, frozen=True):
+    """What `fleetbox doctor` found, and what a new cluster would get here.
+
+    `backend` and `accelerator` are what `auto` takes; `network` is `host`, or empty where no network can be made.
+    """
+
+    checks: tuple[Check, ...]
+    backend: str
+    accelerator: str
+    network: str
+
+
+class PruneItem(msgspec.Struct, frozen=True):
+    """Something that nobody owns any more; `removed` is False in a dry run, or when its removal failed."""
+
+    kind: str
+    name: str
+    reason: str
+    removed: bool
+
+
+class PruneReport(msgspec.Struct, frozen=True):
+    """What `fleetbox prune` found."""
+
+    items: tuple[PruneItem, ...]
+
+
+def doctor(*, fix: bool = False, on_event: OnEvent | None = None) -> DoctorReport:
+    """Examine this host; with `fix`, install what is missing first (Debian and Ubuntu).
+
+    Raises HostError when `fix` cannot be done here.
+    """
+    return msgspec.convert(run_job("doctor", {"fix": fix}, on_event), DoctorReport)
+
+
+def prune(*, dry_run: bool = False, on_event: OnEvent | None = None) -> PruneReport:
+    """Remove what no live holder owns and none will take over. Disks and readable records are never touched."""
+    return msgspec.convert(run_job("prune", {"dry_run": dry_run}, on_event), PruneReport)

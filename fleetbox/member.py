@@ -1,0 +1,246 @@
+"""A member, for Python: run commands on it, copy files, read its console."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fleetbox import paths, ssh
+from fleetbox.errors import MachineError, NotFoundError
+from fleetbox.records import MemberRecord, MemberState, observed_state, read_cluster
+
+if TYPE_CHECKING:
+    import fabric
+    import paramiko
+
+    from fleetbox.wire import Event
+
+OnEvent = Callable[["Event"], None]
+
+
+class SSHResult(NamedTuple):
+    """What a command on a member printed, and its exit code."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+
+
+class Member:
+    """One member of a cluster, by name. Nothing is cached: every property reads the record as it is now."""
+
+    def __init__(self, cluster: str, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"Member({self.ref!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Member) and other.ref == self.ref
+
+    def __hash__(self) -> int:
+        return hash(self.ref)
+
+    @property
+    def ref(self) -> str:
+        """`cluster/name`, which is never ambiguous."""
+        return f"{self.cluster}/{self.name}"
+
+    @property
+    def record(self) -> MemberRecord:
+        """The member's record. Raises NotFoundError when it is gone, RecordError when it cannot be read."""
+        try:
+            return read_cluster(self.cluster).members[self.name]
+        except KeyError:
+            raise NotFoundError(f"there is no member {self.ref!r}", hint="`fleetbox ls` lists what there is") from None
+
+    @property
+    def state(self) -> MemberState:
+        """The state as it is now, checked against the machine's process."""
+        return observed_state(self.record)
+
+    @property
+    def ip(self) -> str:
+        """Its address inside the cluster's network."""
+        return self.record.ip
+
+    @property
+    def serial_log(self) -> Path:
+        """The serial console since the last start."""
+        return paths.serial_log(self.cluster, self.name)
+
+    def require_running(self) -> MemberRecord:
+        """The record of a member that runs. Raises MachineError when it does not."""
+        record = self.record
+        state = observed_state(record)
+        if state is MemberState.RUNNING:
+            return record
+        raise MachineError(
+            f"{self.ref} is not running",
+            why=record.error or f"it is {state}",
+            hint=f"`fleetbox start {self.ref}` starts it" if state is MemberState.STOPPED else "see `fleetbox status`",
+        )
+
+    def ssh_argv(self, command: Sequence[str] = (), *, tty: bool | None = None) -> list[str]:
+        """The OpenSSH command line for this member, strict and multiplexed. Raises MachineError when it is not
+        running.
+        """
+        record = self.require_running()
+        return ssh.argv(read_cluster(self.cluster), record, command, tty=tty)
+
+    def connection(self) -> fabric.Connection:
+        """A fabric connection to the member, host key checked strictly; use it as a context manager.
+
+        Raises MachineError when the member is not running.
+        """
+        import fabric
+        import paramiko
+
+        record = self.require_running()
+        connection = fabric.Connection(
+            record.ip,
+            user=ssh.USER,
+            config=fabric.Config(overrides={"load_ssh_configs": False}),
+            connect_kwargs={
+                "key_filename": str(paths.keys_dir() / "id_ed25519"),
+                "look_for_keys": False,
+                "allow_agent": False,
+            },
+            connect_timeout=20,
+        )
+        connection.client.load_host_keys(str(paths.known_hosts(self.cluster)))
+        connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
+        return connection
+
+    def ssh(self, command: str, *, timeout_s: float | None = None, check: bool = False) -> SSHResult:
+        """Run a shell command on the member and return what it printed.
+
+        Raises MachineError when the member does not run or does not finish in `timeout_s` seconds, and with `check`
+        when the command's exit code is not 0.
+        """
+        import invoke
+        import paramiko
+
+        try:
+            with self.connection() as connection:
+                done = connection.run(command, hide=True, warn=True, in_stream=False, timeout=timeout_s)
+        except invoke.CommandTimedOut:
+            raise MachineError(f"{command!r} did not end on {self.ref} in {timeout_s:g} s") from None
+        except (paramiko.SSHException, OSError, EOFError) as e:
+            raise MachineError(
+                f"{self.ref} cannot be reached by SSH", why=str(e), hint=f"see `fleetbox logs {self.ref}`"
+            ) from e
+        result = SSHResult(done.stdout, done.stderr, done.exited)
+        if check and result.exit_code != 0:
+            raise MachineError(
+                f"{command!r} failed on {self.ref}",
+                why=f"exit code {result.exit_code}",
+                details=(result.stderr or result.stdout).splitlines()[-20:],
+            )
+        return result
+
+    def copy_to(self, local: str | os.PathLike[str], remote: str) -> None:
+        """Copy a file or folder to the member, modes kept. An existing remote folder takes it in under its own name.
+
+        Raises NotFoundError without the local file, MachineError when the member cannot be reached or refuses.
+        """
+        source = Path(local)
+        if not source.exists():
+            raise NotFoundError(f"there is no file {source}")
+        with self._sftp() as sftp:
+            target = PurePosixPath(remote)
+            if _is_folder(sftp, str(target)):
+                target /= source.resolve().name
+            _put(sftp, source, target)
+
+    def copy_from(self, remote: str, local: str | os.PathLike[str]) -> None:
+        """Copy a file or folder from the member, modes kept. An existing local folder takes it in under its own name.
+
+        Raises NotFoundError without the remote file, MachineError when the member cannot be reached or refuses.
+        """
+        target = Path(local)
+        source = PurePosixPath(remote)
+        if target.is_dir():
+            target /= source.name
+        with self._sftp() as sftp:
+            try:
+                sftp.stat(str(source))
+            except FileNotFoundError:
+                raise NotFoundError(f"there is no file {remote} on {self.ref}") from None
+            _get(sftp, source, target)
+
+    def _sftp(self) -> _Sftp:
+        return _Sftp(self)
+
+    def start(self, *, on_event: OnEvent | None = None) -> None:
+        """Start the member when it is stopped."""
+        self._owner.start([self.name], on_event=on_event)
+
+    def stop(self, *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> None:
+        """Shut the member down; after `timeout_s` (0: the default) it is ended."""
+        self._owner.stop([self.name], timeout_s=timeout_s, on_event=on_event)
+
+    def destroy(self, *, on_event: OnEvent | None = None) -> None:
+        """End the member and delete its disk."""
+        self._owner.destroy([self.name], on_event=on_event)
+
+    @property
+    def _owner(self) -> Any:
+        from fleetbox.cluster import Cluster
+
+        return Cluster(self.cluster)
+
+
+class _Sftp:
+    """An SFTP session on a member, with its errors translated."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+
+    def __enter__(self) -> paramiko.SFTPClient:
+        self._connection = self._member.connection()
+        try:
+            return self._connection.sftp()
+        except Exception as e:
+            self._connection.close()
+            raise MachineError(f"{self._member.ref} cannot be reached by SSH", why=str(e)) from e
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._connection.close()
+        if isinstance(error, PermissionError | EOFError):
+            raise MachineError(f"{self._member.ref} refused the copy", why=str(error)) from error
+
+
+def _is_folder(sftp: paramiko.SFTPClient, path: str) -> bool:
+    try:
+        return stat.S_ISDIR(sftp.stat(path).st_mode or 0)
+    except FileNotFoundError:
+        return False
+
+
+def _put(sftp: paramiko.SFTPClient, source: Path, target: PurePosixPath) -> None:
+    if source.is_dir():
+        if not _is_folder(sftp, str(target)):
+            sftp.mkdir(str(target))
+        for entry in sorted(source.iterdir()):
+            _put(sftp, entry, target / entry.name)
+    else:
+        sftp.put(str(source), str(target))
+    sftp.chmod(str(target), stat.S_IMODE(source.stat().st_mode))
+
+
+def _get(sftp: paramiko.SFTPClient, source: PurePosixPath, target: Path) -> None:
+    mode = sftp.stat(str(source)).st_mode or 0
+    if stat.S_ISDIR(mode):
+        target.mkdir(exist_ok=True)
+        for name in sorted(sftp.listdir(str(source))):
+            # A guest is not trusted: a name it makes up must not lead out of the folder.
+            if "/" not in name and name not in (".", ".."):
+                _get(sftp, source / name, target / name)
+    else:
+        sftp.get(str(source), str(target))
+    target.chmod(stat.S_IMODE(mode) | stat.S_IWUSR)

@@ -1,0 +1,176 @@
+"""The records of a cluster as they stand on disk, and reading them.
+
+Anybody may read (`fleetbox ls` works without a holder); only the holder writes, through `fleetbox.holder.store`, by
+temporary file, fsync and rename, so a reader never sees half a write. Each record carries `schema`; a newer one than
+this version knows is refused, not guessed at.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from fleetbox import paths
+from fleetbox.errors import NotFoundError, RecordError
+from fleetbox.identity import ProcessIdentity, is_alive
+from fleetbox.specs import MemberSpec
+
+SCHEMA = 1
+
+
+class MemberState(enum.StrEnum):
+    """What a member's record says. `creating` is a placeholder: it is finalised or rolled back."""
+
+    CREATING = "creating"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+LIVE_STATES = frozenset({MemberState.STARTING, MemberState.RUNNING, MemberState.PAUSED, MemberState.STOPPING})
+
+
+class MachineHandle(msgspec.Struct, frozen=True):
+    """What finds a running machine again after its holder has died: the process and its API socket."""
+
+    process: ProcessIdentity
+    api_socket: str = ""
+
+
+class MemberRecord(msgspec.Struct, frozen=True):
+    """One member. Paths are absolute; `ip` and `mac` are kept while it is stopped; times are Unix seconds."""
+
+    id: str
+    name: str
+    state: MemberState
+    spec: MemberSpec
+    image_digest: str
+    mac: str
+    ip: str
+    folder: str
+    created_at: float
+    started_at: float = 0.0
+    instance: str = ""
+    handle: MachineHandle | None = None
+    error: str = ""
+
+
+class HolderRecord(msgspec.Struct, frozen=True):
+    """The holder that serves the cluster; stands in its lock file, so it is there before the cluster's own record
+    is.
+    """
+
+    process: ProcessIdentity
+    socket: str
+    version: str
+    protocol: int
+
+
+class ClusterRecord(msgspec.Struct, frozen=True):
+    """One cluster: what was decided for it once (backend, network) and its members by name, in order of creation."""
+
+    id: str
+    name: str
+    backend: str
+    backend_reason: str
+    accelerator: str
+    network: str
+    created_at: float
+    schema: int = SCHEMA
+    subnet: str = ""
+    bridge: str = ""
+    spec: MemberSpec = msgspec.field(default_factory=MemberSpec)
+    members: dict[str, MemberRecord] = msgspec.field(default_factory=dict)
+
+
+_Record = TypeVar("_Record")
+
+
+def read_record(path: Path, kind: type[_Record]) -> _Record:
+    """Read one JSON record. Raises NotFoundError without a file, RecordError when it cannot be read or understood."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no record {path}") from None
+    except OSError as e:
+        raise RecordError(
+            f"the record {path} cannot be read", why=e.strerror or str(e), hint="check its owner and mode"
+        ) from e
+    try:
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema > SCHEMA:
+            raise RecordError(
+                f"the record {path} is of a newer fleetbox",
+                why=f"its schema is {schema}, this version knows {SCHEMA}",
+                hint="use the newer fleetbox for it",
+            )
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise RecordError(
+            f"the record {path} cannot be understood",
+            why=str(e),
+            hint="it is kept as it is; repair it, or move it away to give its cluster up",
+        ) from e
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def read_cluster(name: str) -> ClusterRecord:
+    """The record of one cluster. Raises NotFoundError or RecordError."""
+    try:
+        return read_record(paths.cluster_record(name), ClusterRecord)
+    except NotFoundError:
+        raise NotFoundError(
+            f"there is no cluster {name!r}", hint="`fleetbox ls` lists the clusters, `fleetbox up` makes one"
+        ) from None
+
+
+def live_holder(cluster: str) -> HolderRecord | None:
+    """The holder that runs for the cluster now, None when there is none (or it has not yet begun to listen)."""
+    try:
+        holder = msgspec.json.decode(paths.holder_lock(cluster).read_bytes(), type=HolderRecord)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return holder if is_alive(holder.process) else None
+
+
+def cluster_names() -> list[str]:
+    """Names of all clusters that have a record, readable or not, sorted."""
+    try:
+        return sorted(p.parent.name for p in paths.clusters_dir().glob("*/cluster.json"))
+    except OSError as e:
+        raise RecordError(f"the folder {paths.clusters_dir()} cannot be read", why=e.strerror or str(e)) from e
+
+
+def read_clusters() -> Iterator[ClusterRecord | RecordError]:
+    """Every cluster in order of name; one that cannot be read comes as its error and hides no other."""
+    for name in cluster_names():
+        try:
+            yield read_cluster(name)
+        except NotFoundError:
+            continue  # destroyed since the folder was listed
+        except RecordError as e:
+            yield e
+
+
+def observed_state(member: MemberRecord) -> MemberState:
+    """The member's state as it is now: a record that says it lives is checked against its process.
+
+    `creating` has no process for most of its time and is returned as it stands.
+    """
+    if member.state in LIVE_STATES and not (member.handle and is_alive(member.handle.process)):
+        return (
+            MemberState.STARTING
+            if member.state is MemberState.STARTING and member.handle is None
+            else MemberState.STOPPED
+        )
+    return member.state

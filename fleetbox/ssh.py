@@ -1,0 +1,100 @@
+"""How OpenSSH is called for a member: strict host keys, the installation's key, one multiplexed connection.
+
+No user configuration is read (`-F none`): what works for one user works for all. The first connection to a member stays
+open as a master for `CONTROL_PERSIST_S` seconds, so that the next command costs no handshake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleetbox import paths
+from fleetbox.records import ClusterRecord, MemberRecord
+
+USER = "fleet"
+CONTROL_PERSIST_S = 300
+
+
+def host_key_alias(cluster: str, member: str) -> str:
+    """The name under which a member's host key stands in `known_hosts`."""
+    return f"{member}.{cluster}.fleetbox"
+
+
+def control_path(cluster: str, member: str) -> Path:
+    """Where the master connection's socket is. OpenSSH binds it under a longer temporary name first."""
+    return paths.cluster_runtime_dir(cluster) / f"{hashlib.sha256(member.encode()).hexdigest()[:10]}.ssh"
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("%", "%%") + '"'
+
+
+def options(cluster: str, member: str, *, multiplex: bool = True) -> list[str]:
+    """The `-o` options that reach exactly this member (ssh_config(5))."""
+    pairs = [
+        f"User={USER}",
+        f"IdentityFile={_quoted(paths.keys_dir() / 'id_ed25519')}",
+        "IdentitiesOnly=yes",
+        f"UserKnownHostsFile={_quoted(paths.known_hosts(cluster))}",
+        "GlobalKnownHostsFile=none",
+        f"HostKeyAlias={host_key_alias(cluster, member)}",
+        "StrictHostKeyChecking=yes",
+        "UpdateHostKeys=no",
+        "PasswordAuthentication=no",
+        "ConnectTimeout=20",
+        "ServerAliveInterval=15",
+        "LogLevel=ERROR",
+    ]
+    if multiplex:
+        pairs += [
+            "ControlMaster=auto",
+            f"ControlPath={_quoted(control_path(cluster, member))}",
+            f"ControlPersist={CONTROL_PERSIST_S}",
+        ]
+    return [word for pair in pairs for word in ("-o", pair)]
+
+
+def argv(
+    cluster: ClusterRecord,
+    member: MemberRecord,
+    command: Sequence[str] = (),
+    *,
+    tty: bool | None = None,
+    multiplex: bool = True,
+    batch: bool = False,
+) -> list[str]:
+    """The OpenSSH command line that runs `command` (or a shell) on the member.
+
+    `tty` True or False forces or forbids a terminal; None leaves it to ssh. `batch` never asks anything. The words of
+    `command` are joined by the guest's shell, as plain ssh does it.
+    """
+    flags = {True: ["-t"], False: ["-T"], None: []}[tty]
+    if batch:
+        flags = [*flags, "-o", "BatchMode=yes"]
+    return [
+        "ssh",
+        "-F",
+        "none",
+        *options(cluster.name, member.name, multiplex=multiplex),
+        *flags,
+        "--",
+        member.ip,
+        *command,
+    ]
+
+
+def close_argv(cluster: str, member: str) -> list[str]:
+    """The command line that ends the member's master connection."""
+    return [
+        "ssh",
+        "-F",
+        "none",
+        "-o",
+        f"ControlPath={_quoted(control_path(cluster, member))}",
+        "-O",
+        "exit",
+        "--",
+        "member",
+    ]

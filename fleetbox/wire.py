@@ -1,0 +1,140 @@
+"""What client and holder say to each other over the control socket.
+
+HTTP/1.1 with JSON over a unix socket. Reads answer with one JSON document. Operations (`POST /v1/ops/NAME`) answer
+with a stream of JSON lines (`application/x-ndjson`): one `started`, any number of `progress` and `notice`, then
+exactly one `result` or `error`. A client that goes away, or posts to `/v1/ops/ID/cancel`, cancels the operation, which
+undoes what it had not finished.
+
+The protocol's number changes when an older or newer peer could misunderstand; it is checked on every connection by the
+`Fleetbox-Protocol` header.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fleetbox.errors import FleetboxError, from_wire
+from fleetbox.records import ClusterRecord
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode
+
+PROTOCOL = 1
+PROTOCOL_HEADER = "Fleetbox-Protocol"
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="event", tag=lambda name: name.lower()):
+    """Base of the stream's lines; the JSON key `event` tells them apart. `at` is Unix seconds."""
+
+
+class Started(Event, frozen=True):
+    """The operation's id, for cancelling it."""
+
+    id: str
+
+
+class Progress(Event, frozen=True):
+    """A step of a member (or, with an empty `member`, of the whole) moved on.
+
+    `step` is one of image, disk, network, boot, address, ssh, stop, destroy, download, build, …; `state` is `begin`,
+    `update`, `done` or `failed`. `current` and `total` count `unit` (bytes or percent) where a step can be measured.
+    """
+
+    step: str
+    state: str
+    member: str = ""
+    message: str = ""
+    current: float = 0.0
+    total: float = 0.0
+    unit: str = ""
+    at: float = 0.0
+
+
+class Notice(Event, frozen=True):
+    """Something the user should know although nothing failed."""
+
+    message: str
+    member: str = ""
+
+
+class Result(Event, frozen=True):
+    """The end of an operation that succeeded; `value` is its JSON result."""
+
+    value: Any = None
+
+
+class Error(Event, frozen=True):
+    """The end of an operation that failed; `error` is `FleetboxError.to_wire()`."""
+
+    error: dict[str, Any]
+
+    def exception(self) -> FleetboxError:
+        return from_wire(self.error)
+
+
+AnyEvent = Started | Progress | Notice | Result | Error
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the requests: an unknown key is an error, not a silent default."""
+
+
+class SpecChange(Request, frozen=True):
+    """What a user said explicitly about members; None keeps the cluster's value, or the default."""
+
+    image: str | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
+    boot: str | None = None
+    kernel: str | None = None
+    fixtures: tuple[Fixture, ...] | None = None
+
+    def apply(self, base: MemberSpec) -> MemberSpec:
+        changes = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.convert(msgspec.structs.asdict(base) | changes, MemberSpec)
+
+
+class UpRequest(Request, frozen=True):
+    """Make the cluster exist and run: create what is missing, start what is stopped, leave the rest alone."""
+
+    members: int | None = None
+    names: tuple[str, ...] = ()
+    spec: SpecChange = SpecChange()
+    backend: str = ""
+    network: NetworkMode = "auto"
+    timeout_s: float = 0.0
+
+
+class AddRequest(Request, frozen=True):
+    """Add members: the named ones, or `count` with the next free names."""
+
+    names: tuple[str, ...] = ()
+    count: int | None = None
+    spec: SpecChange = SpecChange()
+    timeout_s: float = 0.0
+
+
+class TargetsRequest(Request, frozen=True):
+    """Act on members by name; none means all. `timeout_s` 0 is the default of the operation."""
+
+    members: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """`GET /v1/ping`."""
+
+    cluster: str
+    version: str
+    protocol: int
+    pid: int
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """`GET /v1/status`: the records as they stand and what only the live holder knows."""
+
+    record: ClusterRecord
+    holder_running: bool
+    uptime_s: float = 0.0
+    notes: tuple[str, ...] = ()
