@@ -1,0 +1,51 @@
+"""`python -m fleetbox.holder CLUSTER`: the holder of one cluster. Users start it through the `fleetbox` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+
+
+def main() -> int:
+    """Parse, detach, serve."""
+    parser = argparse.ArgumentParser(prog="python -m fleetbox.holder", description=__doc__)
+    parser.add_argument("--detach", action="store_true", help="go on in the background, in a session of its own")
+    parser.add_argument("--ready-fd", type=int, help="descriptor that gets one JSON line when it serves, or why not")
+    parser.add_argument("cluster")
+    args = parser.parse_args()
+    if args.detach and os.fork():  # before any import that could start a thread
+        os._exit(0)
+    from fleetbox.errors import FleetboxError
+    from fleetbox.holder.daemon import Daemon
+    from fleetbox.names import check_label
+
+    logging.basicConfig(
+        level=os.environ.get("FLEETBOX_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+
+    def ready(said: dict[str, object]) -> None:
+        if args.ready_fd is not None:
+            os.write(args.ready_fd, json.dumps(said).encode() + b"\n")
+            os.close(args.ready_fd)
+
+    async def serve() -> None:
+        await Daemon(check_label(args.cluster, "cluster name")).run(ready)
+
+    os.umask(0o077)
+    try:
+        asyncio.run(serve())
+    except FleetboxError as e:
+        logging.getLogger(__name__).error("%s", e)  # noqa: TRY400 - the error explains itself
+        ready({"error": e.to_wire()})
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The life of a holder process: lock, record, socket, service, end.
+
+It starts by taking the cluster's lock, takes over what an earlier holder left, listens, and says so on its ready pipe.
+It ends when nothing of its cluster runs any more, when nobody asks anything of it after its start, or on SIGTERM
+(machines are then stopped gently). At its end it removes its socket and pidfile, and with the last member the
+cluster's folders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+
+from fleetbox import paths, wire
+from fleetbox._version import __version__
+from fleetbox.backends.base import timeout_scale
+from fleetbox.backends.host.thread import HostThread
+from fleetbox.errors import HolderEnding
+from fleetbox.holder.lock import HolderLock
+from fleetbox.holder.operations import Operation, Work
+from fleetbox.holder.orchestrator import Orchestrator
+from fleetbox.holder.server import bind, make_server
+from fleetbox.holder.store import ClusterStore
+from fleetbox.identity import identify
+from fleetbox.records import HolderRecord
+
+log = logging.getLogger(__name__)
+
+FIRST_REQUEST_LIMIT_S = 30.0
+
+Ready = Callable[[dict[str, object]], None]
+
+
+class Daemon:
+    """One cluster's holder, as the server sees it."""
+
+    def __init__(self, cluster: str) -> None:
+        self.cluster = cluster
+        self._running: set[Operation] = set()
+        self._asked = False
+        self._ending = asyncio.Event()
+        self._host = HostThread("host")
+        self._store = ClusterStore(paths.cluster_record(cluster))
+        self._orchestrator = Orchestrator(cluster, self._store, self._host, self._ending.set)
+
+    # --- ClusterService
+
+    def status(self) -> wire.ClusterStatus:
+        return self._orchestrator.status()
+
+    def work(self, operation: str, body: bytes) -> Work:
+        return self._orchestrator.work(operation, body)
+
+    def begun(self, operation: Operation) -> None:
+        if self._orchestrator.closing:
+            raise HolderEnding("the holder is about to end", hint="try again")
+        self._asked = True
+        self._running.add(operation)
+        operation.task.add_done_callback(lambda _: self._running.discard(operation))
+
+    # --- life
+
+    async def run(self, ready: Ready) -> None:
+        """Serve until the end. `ready` tells the starter `{"ready": true}`, or `{"held": true}` when another holds the
+        lock.
+
+        Raises RecordError for an unreadable record, HostError, NetworkError when live machines cannot be taken over.
+        """
+        lock = HolderLock.take(paths.holder_lock(self.cluster))
+        if lock is None:
+            ready({"held": True})
+            return
+        try:
+            runtime = paths.private_dir(paths.cluster_runtime_dir(self.cluster))
+            socket_path = paths.holder_socket(self.cluster)
+            self._store.load()
+            await self._orchestrator.take_over()
+            with contextlib.closing(bind(socket_path)) as listening:
+                process = identify(os.getpid())
+                assert process is not None
+                paths.holder_pidfile(self.cluster).write_text(f"{process.pid}\n")
+                lock.announce(HolderRecord(process, str(socket_path), __version__, wire.PROTOCOL))
+                await self._serve(listening, ready)
+            socket_path.unlink(missing_ok=True)
+            paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                runtime.rmdir()
+        finally:
+            self._host.close()
+            if self._store.record is None and not paths.cluster_record(self.cluster).exists():
+                shutil.rmtree(paths.cluster_state_dir(self.cluster), ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    paths.cluster_data_dir(self.cluster).rmdir()
+            lock.release()
+
+    async def _serve(self, listening: socket.socket, ready: Ready) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_end, number)
+        server = make_server(self)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        idle = loop.call_later(FIRST_REQUEST_LIMIT_S * timeout_scale(), self._end_if_unasked)
+        ready({"ready": True})
+        log.info("serving %s", self.cluster)
+        await self._ending.wait()
+        idle.cancel()
+        for operation in list(self._running):
+            operation.cancel() if not self._orchestrator.closing else None
+        await self._orchestrator.close()
+        server.should_exit = True
+        await serving
+        log.info("the holder of %s ends", self.cluster)
+
+    def _asked_to_end(self, number: int) -> None:
+        log.info("%s: machines are stopped", signal.Signals(number).name)
+        for operation in list(self._running):
+            operation.cancel()
+        self._ending.set()
+
+    def _end_if_unasked(self) -> None:
+        if not self._asked and not self._orchestrator.busy:
+            self._orchestrator.closing = True
+            self._ending.set()

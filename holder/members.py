@@ -1,0 +1,274 @@
+"""The life of members: made, started, stopped, destroyed, adopted.
+
+Everything that a step makes is given back by an exit stack when a later step fails or is cancelled, so that exactly
+what was done is undone; siblings are not touched. A member whose making fails leaves nothing; one whose *start* fails
+stays, with its disk, as stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from fleetbox import ssh
+from fleetbox.backends.base import VM, Adopts, Backend, Network, timeout_scale
+from fleetbox.backends.host import process
+from fleetbox.errors import DiskError, FleetboxError, MachineError
+from fleetbox.holder.gate import BootGate
+from fleetbox.holder.guest import hostkeys
+from fleetbox.holder.guest.keys import installation_key
+from fleetbox.holder.operations import Steps
+from fleetbox.holder.orphans import end_process
+from fleetbox.holder.provision import Provisioner
+from fleetbox.holder.readiness import wait_for_ssh
+from fleetbox.holder.store import ClusterStore
+from fleetbox.image import Image
+from fleetbox.records import MemberRecord, MemberState
+
+log = logging.getLogger(__name__)
+
+BOOT_LIMIT_S = 120.0
+EMULATED_BOOT_LIMIT_S = 360.0
+STOP_LIMIT_S = 60.0
+SERIAL_TAIL_LINES = 15
+
+
+@dataclass
+class Machine:
+    """A running member: its machine, and the task that notices its end."""
+
+    vm: VM
+    watcher: asyncio.Task[None]
+    wanted_end: bool = False
+
+
+class Members:
+    """The members of one cluster on one backend and network."""
+
+    def __init__(self, store: ClusterStore, backend: Backend, network: Network, on_end: Callable[[], None]) -> None:
+        self.machines: dict[str, Machine] = {}
+        self.network = network
+        self._store = store
+        self._backend = backend
+        self._on_end = on_end
+        self._capabilities = backend.capabilities()
+        self._gate = BootGate(emulated=self._capabilities.emulated)
+        self._provisioner = Provisioner(store.current.name, self._capabilities, installation_key().public_text)
+
+    def boot_limit(self, timeout_s: float) -> float:
+        """The time limit of a boot: the user's, or by accelerator, scaled."""
+        limit = EMULATED_BOOT_LIMIT_S if self._capabilities.emulated else BOOT_LIMIT_S
+        return (timeout_s or limit) * timeout_scale()
+
+    async def create(self, placeholder: MemberRecord, image: Image | None, steps: Steps, timeout_s: float) -> None:
+        """Make and boot the member whose placeholder is reserved. Raises after undoing all of it."""
+        name = placeholder.name
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._drop, name)
+            async with self._gate.slot():
+                folder = Path(placeholder.folder)
+                with steps.step("disk"):
+                    _make_folder(folder)
+                    undo.push_async_callback(_remove_folder, folder)
+                    record = msgspec.structs.replace(placeholder, image_digest=image.digest if image else "")
+                    await self._provisioner.make_disk(record, image)
+                lease = await self.network.reserve(name)
+                undo.push_async_callback(self.network.release, name)
+                record = self._store.put_member(msgspec.structs.replace(record, ip=lease.ip, mac=lease.mac))
+                undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
+                await self._boot(record, image, steps, timeout_s, undo)
+                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
+                await self._store.commit()
+                undo.pop_all()
+
+    async def start(self, name: str, image: Image | None, steps: Steps, timeout_s: float) -> None:
+        """Boot a stopped member from its disk. When that fails it is stopped again."""
+        record = self._store.change_member(name, state=MemberState.STARTING, error="", handle=None)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._mark_stopped, name)
+            async with self._gate.slot():
+                lease = await self.network.reserve(name, record.ip)
+                record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
+                await self._boot(record, image, steps, timeout_s, undo)
+                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
+                await self._store.commit()
+                undo.pop_all()
+
+    async def _boot(
+        self, record: MemberRecord, image: Image | None, steps: Steps, timeout_s: float, undo: AsyncExitStack
+    ) -> None:
+        deadline = asyncio.get_running_loop().time() + self.boot_limit(timeout_s)
+
+        def left() -> float:
+            return max(0.1, deadline - asyncio.get_running_loop().time())
+
+        lease = await self.network.reserve(record.name, record.ip)
+        fixture_disks = await self._provisioner.make_seed(record, lease)
+        config = self._provisioner.config(record, image, lease, fixture_disks)
+        vm = await self._backend.create(config, self.network)
+        undo.push_async_callback(self._end_now, record.name, vm)
+        async with _with_serial_tail(record):
+            with steps.step("boot"):
+                async with self._gate.launching(vm):
+                    await vm.start()
+                    # Written at once: after a crash the machine is found again by what stands here.
+                    record = self._store.change_member(record.name, handle=vm.handle)
+                    self._watch(record.name, vm)
+                    await self._store.commit()
+            with steps.step("address"):
+                await vm.wait_for_ip(left())
+            if self._capabilities.ssh:
+                with steps.step("ssh"):
+                    await wait_for_ssh(self._store.current, record, vm, left())
+
+    async def stop(self, name: str, steps: Steps, timeout_s: float) -> None:
+        """Shut the member down, gently first. Stopped already: nothing."""
+        machine = self.machines.get(name)
+        if machine is None:
+            await self._mark_stopped(name)
+            return
+        with steps.step("stop"):
+            machine.wanted_end = True
+            self._store.change_member(name, state=MemberState.STOPPING)
+            try:
+                await self._close_master(name)
+                await machine.vm.stop((timeout_s or STOP_LIMIT_S) * timeout_scale())
+            except BaseException:
+                if name in self.machines:  # interrupted, or it cannot be ended: it runs on
+                    machine.wanted_end = False
+                    self._store.change_member(name, state=MemberState.RUNNING)
+                raise
+            await machine.watcher
+
+    async def destroy(self, name: str, steps: Steps) -> None:
+        """End the member at once and delete everything of it. Once begun it is finished: half a member helps nobody."""
+        with steps.step("destroy"):
+            await asyncio.shield(asyncio.ensure_future(self._destroy(name)))
+
+    async def _destroy(self, name: str) -> None:
+        record = self._store.current.members[name]
+        machine = self.machines.get(name)
+        if machine is not None:
+            machine.wanted_end = True
+            await asyncio.gather(machine.vm.kill(), self._close_master(name))
+            await machine.watcher
+        await self.network.release(name)
+        await erase(self._store.current.name, record)
+        await self._drop(name)
+
+    async def adopt(self, record: MemberRecord, image: Image | None) -> bool:
+        """Take over the machine of an earlier holder: False when it has ended meanwhile, or this backend cannot."""
+        if record.handle is None or not isinstance(self._backend, Adopts):
+            return False
+        lease = await self.network.reserve(record.name, record.ip)
+        config = self._provisioner.config(record, image, lease, ())
+        vm = await self._backend.adopt(config, self.network, record.handle)
+        if vm is None:
+            return False
+        self._store.change_member(record.name, state=MemberState.RUNNING, handle=vm.handle)
+        self._watch(record.name, vm)
+        return True
+
+    def _watch(self, name: str, vm: VM) -> None:
+        self.machines[name] = Machine(vm, asyncio.create_task(self._await_end(name, vm), name=f"watch {name}"))
+
+    async def _await_end(self, name: str, vm: VM) -> None:
+        status = await vm.wait()
+        machine = self.machines.pop(name)
+        log.info("%s has ended: %s", name, status.reason or "as asked")
+        record = self._store.record
+        if record is None or name not in record.members or record.members[name].state is MemberState.CREATING:
+            return
+        await self._mark_stopped(name, "" if machine.wanted_end else status.reason)
+        self._on_end()
+
+    async def _end_now(self, name: str, vm: VM) -> None:
+        machine = self.machines.get(name)
+        if machine is not None:
+            machine.wanted_end = True
+        await vm.kill()
+        if machine is not None:
+            await machine.watcher
+        await self._close_master(name)
+
+    async def _mark_stopped(self, name: str, error: str = "") -> None:
+        record = self._store.current.members[name]
+        if record.state is not MemberState.STOPPED or record.handle is not None:
+            self._store.change_member(name, state=MemberState.STOPPED, handle=None, error=error or record.error)
+        await self._commit_if_possible()
+
+    async def _drop(self, name: str) -> None:
+        self._store.drop_member(name)
+        await self._commit_if_possible()
+
+    async def _commit_if_possible(self) -> None:
+        # Undoing must go on when the disk is full: the record is then behind, and is repaired by the next holder.
+        try:
+            await self._store.commit()
+        except FleetboxError as e:
+            log.error("%s", e)  # noqa: TRY400 - the error explains itself
+
+    async def _close_master(self, name: str) -> None:
+        """End the member's multiplexed SSH connection; it would hang on a machine that is gone."""
+        cluster = self._store.current.name
+        if ssh.control_path(cluster, name).exists():
+            with contextlib.suppress(FleetboxError):
+                await process.run(ssh.close_argv(cluster, name), timeout_s=5.0)
+            ssh.control_path(cluster, name).unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _with_serial_tail(record: MemberRecord) -> AsyncIterator[None]:
+    """Give a machine's failure the end of its serial log, where the guest says why."""
+    try:
+        yield
+    except MachineError as e:
+        if not e.details:
+            e.details = tuple(process.tail(Path(record.folder) / "serial.log", SERIAL_TAIL_LINES))
+        raise
+
+
+async def end_orphan(record: MemberRecord) -> None:
+    """End the machine that a dead holder left, when exactly that process still runs."""
+    if record.handle is not None:
+        await end_process(record.handle.process)
+
+
+async def erase(cluster: str, record: MemberRecord) -> None:
+    """Delete everything of a member that has no machine here, and end the one that a dead holder may have left."""
+    await end_orphan(record)
+    await _remove_folder(Path(record.folder))
+    await asyncio.to_thread(hostkeys.remove_known_host, cluster, record.name)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        # No record names it (the placeholder is ours), yet a disk may be in it: never overwrite what may be somebody's.
+        if any(folder.iterdir()):
+            raise DiskError(
+                f"{folder} exists already",
+                why="no record names it, but it is not empty",
+                hint="move it away, or remove it with `fleetbox prune` when nothing in it is wanted",
+            ) from None
+    except OSError as e:
+        raise DiskError(f"{folder} cannot be made", why=e.strerror or str(e), hint="see `fleetbox doctor`") from e
+
+
+async def _remove_folder(folder: Path) -> None:
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    if folder.exists():
+        log.error("%s could not be removed", folder)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder.parent)  # noqa: PTH106 - the cluster's folder, when this was its last member

@@ -1,0 +1,130 @@
+"""Operations under way: each a task of its own, streaming events to whoever follows it.
+
+An operation ends when its work does, when its client goes away, or when it is cancelled; in each case it first undoes
+what it had not finished. It is cancelled at most once, so that nothing interrupts the undoing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from fleetbox.errors import FleetboxError, OperationInterrupted, PartialError
+from fleetbox.names import new_id
+from fleetbox.wire import Error, Event, Progress, Result, Started
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[Event], None]
+Work = Callable[[Emit], Awaitable[Any]]
+
+KEEPALIVE_S = 15.0
+
+
+class Operation:
+    """One long operation. `lines` is its stream; the work begins at once."""
+
+    def __init__(self, name: str, work: Work) -> None:
+        self.id = new_id()
+        self.name = name
+        self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._cancelled = False
+        self.task = asyncio.create_task(self._run(work), name=f"{name} {self.id}")
+
+    async def _run(self, work: Work) -> None:
+        self.emit(Started(self.id))
+        log.info("%s begins (%s)", self.name, self.id)
+        try:
+            end: Event = Result(await work(self.emit))
+            log.info("%s is done (%s)", self.name, self.id)
+        except asyncio.CancelledError:
+            log.info("%s was interrupted and is undone (%s)", self.name, self.id)
+            end = Error(
+                OperationInterrupted(f"{self.name} was interrupted", hint="what was not finished is undone").to_wire()
+            )
+        except FleetboxError as e:
+            log.warning("%s failed (%s): %s", self.name, self.id, e)
+            end = Error(e.to_wire())
+        except Exception as e:
+            log.exception("%s failed (%s)", self.name, self.id)
+            end = Error(
+                FleetboxError(
+                    f"{self.name} failed for a reason that fleetbox did not foresee",
+                    why=f"{type(e).__name__}: {e}",
+                    hint="holder.log has the traceback; please report it",
+                ).to_wire()
+            )
+        self.emit(end)
+        self._queue.put_nowait(None)
+
+    def emit(self, event: Event) -> None:
+        """Send an event to the client."""
+        self._queue.put_nowait(event)
+
+    def cancel(self) -> None:
+        """Ask the operation to undo itself; repeating it changes nothing."""
+        if not self._cancelled:
+            self._cancelled = True
+            self.task.cancel()
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The events as JSON lines, with a blank line when there is nothing to say for `KEEPALIVE_S`."""
+        while True:
+            try:
+                async with asyncio.timeout(KEEPALIVE_S):
+                    event = await self._queue.get()
+            except TimeoutError:
+                yield b"\n"
+                continue
+            if event is None:
+                return
+            yield msgspec.json.encode(event) + b"\n"
+
+
+class Steps:
+    """Reports the steps of one member, or with an empty name those of the whole."""
+
+    def __init__(self, emit: Emit, member: str = "") -> None:
+        self._emit = emit
+        self._member = member
+
+    @contextmanager
+    def step(self, name: str, message: str = "") -> Any:
+        """Emit `begin`, then `done`, or `failed` when the block raises."""
+        self._say(name, "begin", message)
+        try:
+            yield
+        except BaseException:
+            self._say(name, "failed", message)
+            raise
+        self._say(name, "done", message)
+
+    def _say(self, step: str, state: str, message: str) -> None:
+        self._emit(Progress(step=step, state=state, member=self._member, message=message, at=time.time()))
+
+
+async def all_of(work: Mapping[str, Awaitable[None]], wanted: str) -> None:
+    """Do all of it side by side; a failure stops no other. Raises the only failure, or PartialError naming each."""
+    results = await asyncio.gather(*work.values(), return_exceptions=True)
+    failures: dict[str, FleetboxError] = {}
+    for name, result in zip(work, results, strict=True):
+        if isinstance(result, FleetboxError):
+            failures[name] = result
+        elif isinstance(result, BaseException):
+            log.error("%s failed", name, exc_info=result)
+            failures[name] = FleetboxError(f"{name} failed unexpectedly", why=f"{type(result).__name__}: {result}")
+    if not failures:
+        return
+    if len(work) == 1:
+        raise next(iter(failures.values()))
+    raise PartialError(
+        f"{len(failures)} of {len(work)} members could not be {wanted}",
+        failures,
+        hint="the others are done; repeat the command for the rest",
+    )

@@ -1,0 +1,142 @@
+"""What a member's machine is made of: its disk, identity, seed and fixtures, and the configuration of its backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleetbox import paths
+from fleetbox.backends.base import Capabilities, DirectBoot, Disk, FirmwareBoot, Lease, VMConfig
+from fleetbox.backends.host import disk as disks
+from fleetbox.errors import DiskError, HostError, ImageError
+from fleetbox.holder.guest import fixtures, hostkeys
+from fleetbox.holder.guest.seed import Seed, write_seed
+from fleetbox.image import Image
+from fleetbox.records import ClusterRecord, MemberRecord, MemberState
+from fleetbox.specs import MemberSpec
+
+CONSOLE = "console=tty0 console=ttyS0"
+BLANK_DISK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Provisioner:
+    """Makes what stands in members' folders, for one cluster on one backend."""
+
+    cluster: str
+    capabilities: Capabilities
+    authorized_key: str
+
+    async def make_disk(self, member: MemberRecord, image: Image | None) -> None:
+        """The member's own disk over the image's. Raises DiskError."""
+        folder = Path(member.folder)
+        if image is None:
+            await asyncio.to_thread(_blank_disk, folder / "disk.raw", member.spec.disk_bytes or BLANK_DISK_BYTES)
+            return
+        await disks.make_disk(Path(image.disk), folder, member.spec.disk_bytes, self.capabilities.disk_formats)
+
+    async def make_seed(self, member: MemberRecord, lease: Lease) -> tuple[Disk, ...]:
+        """Write host key, `known_hosts` line and seed for this start, and pack the fixtures anew: returns their disks.
+
+        All of it can be made again: only the host key is kept from start to start.
+        """
+        folder = Path(member.folder)
+        packed = [
+            await fixtures.pack(fixture, folder / f"fixture-{number}.img", fixtures.label(fixture.guest))
+            for number, fixture in enumerate(member.spec.fixtures)
+        ]
+        await asyncio.to_thread(self._write_seed, member, lease)
+        return tuple(packed)
+
+    def _write_seed(self, member: MemberRecord, lease: Lease) -> None:
+        folder = Path(member.folder)
+        host_key = hostkeys.make_host_key(folder)
+        hostkeys.add_known_host(self.cluster, member.name, lease.ip, host_key.public_text)
+        seed = Seed(
+            instance_id=member.instance,
+            hostname=member.name,
+            cluster=self.cluster,
+            authorized_key=self.authorized_key,
+            host_key=host_key,
+            lease=lease,
+            fixtures=member.spec.fixtures,
+        )
+        write_seed(folder / "seed.iso", seed)
+
+    def config(
+        self, member: MemberRecord, image: Image | None, lease: Lease, fixture_disks: tuple[Disk, ...]
+    ) -> VMConfig:
+        """The backend's configuration of the member's machine. Raises DiskError without its disk, HostError."""
+        folder = Path(member.folder)
+        return VMConfig(
+            name=f"{self.cluster}/{member.name}",
+            run_dir=paths.private_dir(paths.cluster_runtime_dir(self.cluster)),
+            disks=(find_disk(folder),),
+            seed=folder / "seed.iso",
+            boot=self._boot(member.spec, image),
+            mac=lease.mac,
+            cpus=member.spec.cpus,
+            memory_bytes=member.spec.memory_bytes,
+            serial_log=folder / "serial.log",
+            fixtures=fixture_disks,
+            assigned_ip=lease.ip,
+        )
+
+    def _boot(self, spec: MemberSpec, image: Image | None) -> DirectBoot | FirmwareBoot:
+        has_kernel = bool(spec.kernel or (image and image.kernel))
+        wanted = spec.boot if spec.boot != "auto" else ("direct" if has_kernel else "firmware")
+        if image is None:
+            return FirmwareBoot()
+        if wanted == "direct":
+            if not has_kernel:
+                raise ImageError(
+                    f"the image {spec.image} cannot be booted directly",
+                    why=image.boot_reason,
+                    hint="use --boot firmware, or name a kernel with --kernel",
+                )
+            return DirectBoot(
+                kernel=Path(spec.kernel or image.kernel),
+                initrd=Path(image.initrd) if image.initrd else None,
+                cmdline=f"root={image.root or '/dev/vda'} ro {CONSOLE}",
+            )
+        if not self.capabilities.firmware_boot:
+            raise HostError("this backend cannot boot through firmware", hint="use --backend qemu")
+        return FirmwareBoot()
+
+
+def find_disk(folder: Path) -> Disk:
+    """The member's disk in its folder; its format is in its name, never guessed from its content. Raises DiskError."""
+    for path in sorted(folder.glob("disk.*")):
+        if path.suffix == ".qcow2":
+            return Disk(path, "qcow2")
+        if path.suffix == ".raw":
+            return Disk(path, "raw")
+    raise DiskError(f"there is no disk in {folder}", hint="the member cannot be started; `fleetbox destroy` removes it")
+
+
+def new_member(
+    cluster: ClusterRecord, name: str, member_id: str, spec: MemberSpec, mac: str, now: float
+) -> MemberRecord:
+    """The placeholder of a member that is about to be made."""
+    return MemberRecord(
+        id=member_id,
+        name=name,
+        state=MemberState.CREATING,
+        spec=spec,
+        image_digest="",
+        mac=mac,
+        ip="",
+        folder=str(paths.member_dir(cluster.name, name)),
+        created_at=now,
+        instance=f"i-{member_id}",
+    )
+
+
+def _blank_disk(path: Path, size_bytes: int) -> None:
+    try:
+        with path.open("xb") as file:
+            os.truncate(file.fileno(), size_bytes)
+    except OSError as e:
+        raise DiskError(f"the disk {path} cannot be made", why=e.strerror or str(e)) from e

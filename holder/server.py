@@ -1,0 +1,195 @@
+"""The control socket: HTTP/JSON for one cluster, to its owner alone (see `fleetbox.wire`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fleetbox import wire
+from fleetbox._version import __version__
+from fleetbox.errors import FleetboxError, HolderEnding, NotFoundError, ProtocolError, UsageError
+from fleetbox.holder.operations import Operation, Work
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1 << 20
+_STATUS = {UsageError.code: 400, NotFoundError.code: 404, ProtocolError.code: 426, HolderEnding.code: 503}
+
+T = TypeVar("T")
+
+
+class ClusterService(Protocol):
+    """What the server serves."""
+
+    cluster: str
+
+    def status(self) -> wire.ClusterStatus: ...
+
+    def work(self, operation: str, body: bytes) -> Work:
+        """The work of an operation. Raises UsageError for a request that cannot be understood, NotFoundError."""
+
+    def begun(self, operation: Operation) -> None:
+        """An operation has begun; raises HolderEnding when the holder is about to end."""
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """A request's body. Raises UsageError."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise UsageError("the request cannot be understood", why=str(e)) from e
+
+
+class OwnerOnlyProtocol(H11Protocol):
+    """HTTP to processes of our own uid; every other is hung up on before a byte is read (SO_PEERCRED, unix(7))."""
+
+    def connection_made(self, transport: Any) -> None:
+        peer: socket.socket = transport.get_extra_info("socket")
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", credentials)
+        if uid != os.geteuid():
+            log.warning("refused a connection of uid %d (pid %d)", uid, pid)
+            transport.abort()
+            return
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is not None:
+            super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """uvicorn on a socket of ours; signals are the daemon's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def make_server(service: ClusterService) -> Server:
+    """The server; run `serve(sockets=[listening])`."""
+    config = uvicorn.Config(
+        _application(service),
+        http=OwnerOnlyProtocol,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+    )
+    return Server(config)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    """Check the protocol's version, and answer errors as JSON."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            spoken = request.headers.get(wire.PROTOCOL_HEADER, "")
+            if spoken != str(wire.PROTOCOL):
+                raise ProtocolError(
+                    "client and holder are of different versions",
+                    why=f"the holder is fleetbox {__version__} (protocol {wire.PROTOCOL}), not {spoken or 'unknown'}",
+                    hint="end the holder with SIGTERM, then try again",
+                )
+            response: Response = await handler(request)
+            return response
+        except FleetboxError as e:
+            return _json(e.to_wire(), _STATUS.get(e.code, 500))
+
+    return guarded
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise UsageError("the request is too long")
+    return bytes(body)
+
+
+def _application(service: ClusterService) -> Starlette:
+    running: dict[str, Operation] = {}
+
+    async def ping(request: Request) -> Response:
+        return _json(wire.Ping(service.cluster, __version__, wire.PROTOCOL, os.getpid()))
+
+    async def status(request: Request) -> Response:
+        return _json(service.status())
+
+    async def operate(request: Request) -> Response:
+        name = request.path_params["name"]
+        work = service.work(name, await _body(request))
+        operation = Operation(name, work)
+        try:
+            service.begun(operation)
+        except HolderEnding:
+            operation.cancel()
+            raise
+        running[operation.id] = operation
+        operation.task.add_done_callback(lambda _: running.pop(operation.id, None))
+
+        async def stream() -> AsyncIterator[bytes]:
+            try:
+                async for line in operation.lines():
+                    yield line
+            except (asyncio.CancelledError, GeneratorExit):
+                operation.cancel()  # the client went away
+                raise
+
+        return StreamingResponse(
+            stream(), media_type="application/x-ndjson", headers={"Fleetbox-Operation": operation.id}
+        )
+
+    async def cancel(request: Request) -> Response:
+        operation = running.get(request.path_params["id"])
+        if operation is None:
+            raise NotFoundError("there is no such operation under way")
+        operation.cancel()
+        return _json({"cancelled": operation.id})
+
+    return Starlette(
+        routes=[
+            Route("/v1/ping", _guarded(ping), methods=["GET"]),
+            Route("/v1/status", _guarded(status), methods=["GET"]),
+            Route("/v1/ops/{name}", _guarded(operate), methods=["POST"]),
+            Route("/v1/ops/{id}/cancel", _guarded(cancel), methods=["POST"]),
+        ]
+    )
+
+
+def bind(path: os.PathLike[str]) -> socket.socket:
+    """A listening unix socket at `path`, mode 0600 from its first moment on."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+        os.fchmod(listening.fileno(), 0o600)  # bind(2) gives the file the socket inode's mode
+        listening.bind(os.fspath(path))
+        listening.listen(128)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
