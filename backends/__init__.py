@@ -1,0 +1,1 @@
+"""Hypervisor adapters behind one contract (`fleetbox.backends.base`)."""

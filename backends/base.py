@@ -1,0 +1,283 @@
+"""The backend contract: what the holder asks of a hypervisor, and nothing of how one works.
+
+A backend makes networks and machines. The holder persists what it needs to find them again (`MachineHandle`), asks
+`Capabilities` instead of names, and never sees a hypervisor's type. Everything that waits is a coroutine and may be
+cancelled: a cancelled call releases what it had made. Times are seconds, sizes bytes, paths absolute.
+
+Follows the backend contract of the Go fleetbox: create network, create, start, stop, state, wait, wait for address,
+nested virtualisation, clustering, reconcile.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from fleetbox.records import MachineHandle
+
+if TYPE_CHECKING:
+    from fleetbox.backends.host.thread import HostThread
+
+DiskFormat = Literal["raw", "qcow2"]
+
+
+class State(enum.StrEnum):
+    """A machine's state, as its hypervisor tells it."""
+
+    UNKNOWN = "unknown"
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    RESUMING = "resuming"
+    STOPPING = "stopping"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A virtual disk. Its format is always said: a guest can write a qcow2 header into a raw disk."""
+
+    path: Path
+    format: DiskFormat
+    read_only: bool = False
+    serial: str = ""
+
+
+@dataclass(frozen=True)
+class DirectBoot:
+    """Kernel and initrd are read from the host; kernels installed in the guest are ignored."""
+
+    kernel: Path
+    initrd: Path | None
+    cmdline: str
+
+
+@dataclass(frozen=True)
+class FirmwareBoot:
+    """The machine's firmware finds the boot loader on the first disk. `firmware` None is the hypervisor's default."""
+
+    firmware: Path | None = None
+
+
+@dataclass(frozen=True)
+class VMConfig:
+    """One machine's whole configuration; crosses process boundaries, so paths and never open files.
+
+    `name` is `cluster/member`. `run_dir` is private (0700) and takes pidfile and API socket. `disks[0]` is the root
+    disk; `fixtures` are read-only and stand after the seed.
+    """
+
+    name: str
+    run_dir: Path
+    disks: tuple[Disk, ...]
+    seed: Path | None
+    boot: DirectBoot | FirmwareBoot
+    mac: str
+    cpus: int
+    memory_bytes: int
+    serial_log: Path
+    fixtures: tuple[Disk, ...] = ()
+    assigned_ip: str = ""
+
+    @property
+    def member(self) -> str:
+        """The member's name without its cluster's."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do; the layers above ask these, never its name.
+
+    `ssh` is False where machines hold no operating system (the `fake` backend): nothing waits for an SSH server then.
+    `emulated` says that guest code is interpreted: boots are slow and must be staggered.
+    """
+
+    disk_formats: tuple[DiskFormat, ...]
+    direct_boot: bool = True
+    firmware_boot: bool = False
+    adoption: bool = False
+    ssh: bool = True
+    emulated: bool = False
+    max_cpus: int | None = None
+    needs_images: bool = True
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A cluster's network. `subnet` is the recorded one (CIDR), or empty for any free one.
+
+    `mode` is `host` or `private`. `leases` are the members that exist already: name to address, kept where possible.
+    """
+
+    cluster: str
+    mode: Literal["host", "private"]
+    subnet: str = ""
+    leases: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A member's place on the network: its address with the network's prefix length and gateway, and its MAC."""
+
+    name: str
+    ip: str
+    mac: str
+    prefix_length: int
+    gateway: str
+    dns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a machine's process ended: `code` is None when it was adopted, as only a parent learns it.
+
+    `reason` is in words for a user: "powered off by the guest", "killed by signal 9", the process's last output.
+    """
+
+    code: int | None
+    reason: str = ""
+
+
+class Network(Protocol):
+    """A live network of one cluster. One owner; every method is safe to repeat."""
+
+    @property
+    def subnet(self) -> str:
+        """CIDR, or empty when guests use DHCP."""
+
+    @property
+    def bridge(self) -> str:
+        """The host's interface that members hang on, empty when there is none."""
+
+    async def reserve(self, name: str, ip_hint: str = "") -> Lease:
+        """Reserve an address for a member: `ip_hint` when free, else the lowest free. Repeated: the same lease.
+
+        Raises NetworkError when the subnet is full.
+        """
+
+    async def release(self, name: str) -> None:
+        """Give a member's address and host interface back."""
+
+    async def close(self) -> None:
+        """Remove everything of this network from the host; raises NetworkError when something stayed."""
+
+
+class VM(Protocol):
+    """One machine. Methods guard their required state and raise MachineError with the reason."""
+
+    config: VMConfig
+
+    @property
+    def handle(self) -> MachineHandle | None:
+        """What adoption needs, from `start` on; None before and after."""
+
+    async def start(self) -> None:
+        """Launch the machine; returns when its hypervisor runs guest code, not when the guest has booted.
+
+        Raises MachineError with the hypervisor's last output, HostError when a program is missing. Undoes itself.
+        """
+
+    async def stop(self, timeout_s: float) -> None:
+        """Stop: ask the guest (ACPI power button), after `timeout_s` SIGTERM, then SIGKILL. Stopped already:
+        nothing.
+        """
+
+    async def kill(self) -> None:
+        """End the machine at once (its disk is given up, or its host is)."""
+
+    def state(self) -> State:
+        """The state as last heard; never blocks."""
+
+    async def wait(self) -> ExitStatus:
+        """Wait for the machine's end, whoever brings it about; its host resources are released then."""
+
+    async def wait_for_ip(self, timeout_s: float) -> str:
+        """The machine's address, once it is known *and* its TCP port 22 accepts connections.
+
+        Raises MachineError when the machine ends before, or after `timeout_s`.
+        """
+
+    async def booted_past_calibration(self, timeout_s: float) -> None:
+        """Return when the guest kernel has calibrated its timers (see `Capabilities.emulated`), or after `timeout_s`.
+
+        Emulated machines that share cores disturb each other's calibration, so the next one starts only then.
+        """
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """Backends whose machines outlive the holder (`Capabilities.adoption`)."""
+
+    async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> VM | None:
+        """Take over a machine that an earlier holder started; None when exactly that process is gone."""
+
+
+class Backend(Protocol):
+    """A hypervisor adapter; made by its folder's `create_backend(environment)`."""
+
+    name: str
+
+    @property
+    def accelerator(self) -> str:
+        """`kvm`, `tcg`, or empty where there is no choice."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What `status` and `doctor` should say about the choices made, such as why KVM is not used."""
+
+    def capabilities(self) -> Capabilities:
+        """What this backend can do on this host."""
+
+    async def check(self) -> None:
+        """Raise HostError, with a hint, when this host lacks what the backend needs."""
+
+    async def create_network(self, spec: NetworkSpec) -> Network:
+        """Make a cluster's network, or take over the one that its last holder left. Undoes itself when it fails."""
+
+    async def create(self, config: VMConfig, network: Network) -> VM:
+        """A machine, not yet started. Its member holds a lease on `network`."""
+
+    def nested_virt_supported(self) -> bool:
+        """Whether guests can use KVM themselves."""
+
+    def supports_clustering(self) -> bool:
+        """Whether members share a network on which they reach each other."""
+
+    async def reconcile(self) -> list[str]:
+        """Remove host resources of networks whose owner is gone; returns what was removed, in words."""
+
+
+@dataclass(frozen=True)
+class BackendEnvironment:
+    """What every backend is given: the thread that makes host resources, and `FLEETBOX_*` settings."""
+
+    host: HostThread
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+CreateBackend = Callable[[BackendEnvironment], Backend]
+
+
+def generate_mac(name: str) -> str:
+    """A MAC address for `cluster/member`: stable, locally administered, unicast (`02` in the first octet's low
+    bits).
+    """
+    digest = hashlib.sha256(name.encode()).digest()
+    first = (digest[0] & 0b11111100) | 0b00000010
+    return ":".join(f"{octet:02x}" for octet in (first, *digest[1:6]))
+
+
+def timeout_scale() -> float:
+    """`FLEETBOX_TIMEOUT_SCALE`: what every time limit is multiplied by (1 by default)."""
+    try:
+        return max(0.01, float(os.environ.get("FLEETBOX_TIMEOUT_SCALE", "1")))
+    except ValueError:
+        return 1.0

@@ -1,0 +1,1 @@
+"""What backends share of the host: its network, disks and processes."""

@@ -1,0 +1,100 @@
+"""One machine per writable disk, whatever becomes of the holder.
+
+The lock is flock(2) on `<disk>.lock`, taken by the holder and inherited by the machine's process. It belongs to the
+open file, not to a process, so it is held exactly as long as the machine lives: it survives the holder's death, and no
+end of the machine, however violent, leaves it behind. The lock file stays beside its disk and means nothing by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+
+import psutil
+
+from fleetbox.backends.base import Disk
+from fleetbox.backends.host.disk import disk_errors
+from fleetbox.errors import DiskError
+
+
+def lock_file(disk: Path) -> Path:
+    """The lock file of a disk."""
+    return disk.with_name(f"{disk.name}.lock")
+
+
+def lock_disk(disk: Path) -> int:
+    """Lock a disk; returns the descriptor that holds the lock, for the machine's process to inherit (`pass_fds`).
+
+    Close it once that process has it. Raises DiskError, naming the process that uses the disk, when it is locked.
+    """
+    path = lock_file(disk)
+    with disk_errors(f"the disk {disk} cannot be locked"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        else:
+            return fd
+    users = lock_holders(disk)
+    raise DiskError(
+        f"the disk {disk} is in use",
+        why="process " + ", ".join(f"{pid} ({_name(pid)})" for pid in users) + " runs on it"
+        if users
+        else "another process runs on it",
+        hint="two machines on one disk would destroy it; stop the one that uses it first",
+    )
+
+
+@contextlib.contextmanager
+def locked_disks(disks: Iterable[Disk]) -> Iterator[tuple[int, ...]]:
+    """Lock the writable ones of `disks` while a machine is launched: yields the descriptors to pass to its process.
+
+    Afterwards the process alone holds the locks; when there is none, they are free again. Raises as `lock_disk` does.
+    """
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for disk in disks:
+            if not disk.read_only:
+                fds.append(lock_disk(disk.path))
+                stack.callback(os.close, fds[-1])
+        yield tuple(fds)
+
+
+def lock_holders(*disks: Path) -> tuple[int, ...]:
+    """The pids that hold the lock of one of the disks, as far as this user may see them; none when all are free.
+
+    Found by their open files: the pid in /proc/locks is that of the process that took the lock and may be long gone.
+    """
+    wanted = set()
+    for disk in disks:
+        with contextlib.suppress(OSError):
+            found = lock_file(disk).stat()
+            wanted.add((found.st_dev, found.st_ino))
+    return tuple(pid for pid in psutil.pids() if _holds(pid, wanted)) if wanted else ()
+
+
+def _holds(pid: int, wanted: Container[tuple[int, int]]) -> bool:
+    with contextlib.suppress(OSError):  # the process ended meanwhile, or is another user's
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found = fd.stat()
+                # proc(5): fdinfo lists the locks of just this open file, so one that merely tries is not named.
+                if (found.st_dev, found.st_ino) in wanted and "FLOCK" in (
+                    fd.parents[1] / "fdinfo" / fd.name
+                ).read_text():
+                    return True
+    return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"

@@ -1,0 +1,281 @@
+"""Making, taking over and removing a network's host resources, in the order that the journal needs.
+
+Blocking; for the host thread. Every step brings its resource to what it should be, whether it was there or not, so that
+making a network and completing the one that a dead holder left are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network
+from pathlib import Path
+
+from fleetbox.backends.base import NetworkSpec
+from fleetbox.backends.host import programs
+from fleetbox.backends.host.network import (
+    firewall,
+    forwarding,
+    links,
+    namespaces,
+    naming,
+    resolver,
+)
+from fleetbox.backends.host.network.journal import Journal, NetworkRecord, read_network, read_networks, union
+from fleetbox.backends.host.network.lock import network_lock
+from fleetbox.backends.host.network.subnet import choose_subnet, parse_subnet
+from fleetbox.backends.host.process import Process, adopt
+from fleetbox.errors import FleetboxError, HostError, NetworkError, RecordError
+from fleetbox.identity import ProcessIdentity, boot_id, identify, is_alive
+from fleetbox.records import read_clusters
+
+log = logging.getLogger(__name__)
+
+_TUN = Path("/dev/net/tun")
+_CAP_NET_ADMIN = 12
+
+
+def check_host() -> None:
+    """Raise HostError, with a hint, when this process cannot make networks on this host."""
+    for line in Path("/proc/thread-self/status").read_text().splitlines():
+        if line.startswith("CapEff:") and not int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1:
+            raise links.not_permitted("it lacks the capability CAP_NET_ADMIN")
+    programs.require("nft")
+    if not _TUN.exists():
+        raise HostError(
+            f"there is no {_TUN}",
+            why="members' interfaces are made through it",
+            hint="modprobe tun; in a container: --device /dev/net/tun",
+        )
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        raise HostError(f"{_TUN} cannot be opened", hint="check its mode, or run fleetbox as root")
+
+
+def _self() -> ProcessIdentity:
+    identity = identify(os.getpid())
+    assert identity is not None
+    return identity
+
+
+@dataclass
+class Built:
+    """A network that stands. `previous_owner` is the dead holder that it was taken over from, if any."""
+
+    journal: Journal
+    gateway: IPv4Interface
+    resolver: Process | None
+    previous_owner: ProcessIdentity | None
+
+    @property
+    def network(self) -> IPv4Network:
+        return self.gateway.network
+
+
+def build(spec: NetworkSpec) -> Built:
+    """Make the cluster's network, or take over the one that its last holder left; undoes itself when it fails.
+
+    Raises HostError when this host cannot have one, NetworkError when it is in other hands or there is no free subnet,
+    RecordError when its record cannot be understood.
+    """
+    check_host()
+    bridge = naming.bridge_name(spec.cluster)
+    namespace = naming.namespace_inode()
+    with network_lock(namespace), links.netlink() as ip:
+        found = _left_behind(bridge, spec.cluster, namespace)
+        stands = links.index_of(ip, bridge) is not None
+        chosen = parse_subnet(found.subnet) if found and stands else None
+        if chosen is None:
+            occupied = links.occupied(ip, bridge) + _recorded_subnets(spec.cluster) + _nameservers()
+            chosen = choose_subnet(spec.cluster, occupied, spec.subnet)
+        gateway = IPv4Interface((int(chosen.network_address) + 1, chosen.prefixlen))
+        wanted = firewall.wanted_rules(bridge, firewall.chains())
+        journal = Journal(
+            NetworkRecord(
+                cluster=spec.cluster,
+                bridge=bridge,
+                table=naming.table_name(bridge),
+                owner=_self(),
+                boot_id=boot_id(),
+                namespace=namespace,
+                subnet=str(chosen),
+                taps=found.taps if found else {},
+                rules=union(found.rules if found else (), wanted),
+                resolver=found.resolver if found else None,
+            )
+        )
+        built = Built(journal, gateway, None, found.owner if found else None)
+        journal.write()
+        try:
+            links.ensure_bridge(ip, bridge, gateway)
+            forwarding.claim(namespace, bridge, links.uplinks(ip))
+            firewall.apply_table(journal.record.table, bridge, gateway)
+            firewall.ensure_rules(wanted)
+            built.resolver = _ensure_resolver(journal, gateway, _resolvers(found) if found else [], may_adopt=stands)
+            resolver.keep_only(bridge, spec.leases)
+        except BaseException:
+            _unmake(built)
+            raise
+    return built
+
+
+def undo(built: Built) -> None:
+    """Take a network back that nobody is going to use: removed when it is new, else left as it was found."""
+    with network_lock(built.journal.record.namespace):
+        _unmake(built)
+
+
+def _unmake(built: Built) -> None:
+    try:
+        if built.previous_owner is None:
+            demolish(built.journal, built.resolver)
+        else:  # machines may run on it
+            built.journal.write(owner=built.previous_owner)
+            if built.resolver is not None:
+                built.resolver.close()
+    except FleetboxError as e:
+        log.warning("undoing the network of %s: %s; `fleetbox prune` tries again", built.journal.record.cluster, e)
+
+
+def _left_behind(bridge: str, cluster: str, namespace: int) -> NetworkRecord | None:
+    """The record of the network as its last holder left it; NetworkError when it is not ours to take."""
+    found = read_network(bridge)
+    if found is None:
+        return None
+    if found.cluster != cluster:
+        raise NetworkError(
+            f"the names {cluster!r} and {found.cluster!r} lead to the same bridge {bridge}",
+            hint="give the new cluster another name",
+        )
+    if is_alive(found.owner) and found.owner != _self():
+        raise NetworkError(
+            f"the network of {cluster!r} belongs to a running process",
+            why=f"pid {found.owner.pid} ({found.owner.program}) keeps it",
+            hint="use that holder, or end it",
+        )
+    if found.boot_id != boot_id():
+        return None  # nothing of it is left but the record, which is about to be replaced
+    if found.namespace != namespace:
+        if namespaces.exists(found.namespace):
+            raise NetworkError(
+                f"the network of {cluster!r} is in another network namespace",
+                why=f"its record names net:[{found.namespace}], this is net:[{namespace}]",
+                hint="run fleetbox there (nsenter, ip netns exec)",
+            )
+        return None
+    return found
+
+
+def _recorded_subnets(cluster: str) -> list[IPv4Network]:
+    """Subnets that other clusters of this installation come back to, running or not."""
+    recorded = [c.subnet for c in read_clusters() if not isinstance(c, RecordError) and c.name != cluster]
+    recorded += [r.subnet for r in read_networks() if not isinstance(r, RecordError) and r.cluster != cluster]
+    return [subnet for subnet in map(parse_subnet, recorded) if subnet]
+
+
+def _nameservers() -> list[IPv4Network]:
+    """The host's resolvers often have addresses of these ranges without a route of their own."""
+    return [IPv4Network(address) for address in resolver.host_nameservers()]
+
+
+def _ensure_resolver(
+    journal: Journal, gateway: IPv4Interface, left: list[Process], *, may_adopt: bool
+) -> Process | None:
+    """Take over one of the resolvers that were `left` behind, or start one."""
+    record = journal.record
+    kept: Process | None = None
+    for process in left:
+        if kept is None and may_adopt and resolver.answers(process, str(gateway.ip)):
+            kept = process
+        else:
+            resolver.stop(process)
+    if kept is not None:
+        journal.write(resolver=kept.identity)
+        return kept
+    started = resolver.start(record.bridge, str(gateway.ip), record.cluster)
+    try:
+        journal.write(resolver=started.identity if started else None)
+    except BaseException:
+        if started is not None:
+            resolver.stop(started)
+        raise
+    return started
+
+
+def _resolvers(record: NetworkRecord) -> list[Process]:
+    recorded = adopt(record.resolver) if record.resolver else None
+    return [recorded] if recorded else resolver.find(record.bridge)
+
+
+def demolish(journal: Journal, process: Process | None = None) -> None:
+    """Remove all that the journal names, check, and drop the journal; the caller holds the namespace's lock.
+
+    `process` is the resolver when it is our child. Raises NetworkError, and keeps the journal, when something stayed.
+    """
+    record = journal.reload()
+
+    def remove_links() -> None:
+        with links.netlink() as ip:
+            links.remove_network(ip, record.bridge, *record.taps.values())
+            forwarding.settle(record.namespace, set(links.interfaces(ip).values()))
+
+    def stop_resolver() -> None:
+        for found in [process] if process else _resolvers(record):
+            resolver.stop(found)
+
+    steps: list[Callable[[], None]] = [
+        stop_resolver,
+        lambda: firewall.remove_rules(record.rules),
+        lambda: firewall.remove_table(record.table),
+        remove_links,
+        lambda: resolver.remove_folder(record.bridge),
+    ]
+    failures: list[FleetboxError] = []
+    for step in steps:
+        try:
+            step()
+        except FleetboxError as e:
+            failures.append(e)
+    if failures:
+        raise NetworkError(
+            f"a part of the network of {record.cluster!r} cannot be removed",
+            why=str(failures[0]),
+            hint=failures[0].hint or "`fleetbox prune` tries again",
+            details=[str(e) for e in failures[1:]],
+        )
+    journal.remove()
+
+
+def close(built: Built) -> None:
+    """Remove the network. Raises NetworkError when something stayed."""
+    with network_lock(built.journal.record.namespace):
+        demolish(built.journal, built.resolver)
+    built.resolver = None
+
+
+def attach(built: Built, member: str, uid: int) -> str:
+    """Make the member's tap, up and on the bridge; returns its name. Raises NetworkError."""
+    record = built.journal.record
+    tap = naming.tap_name(record.cluster, member)
+    for other, name in record.taps.items():
+        if name == tap and other != member:
+            raise NetworkError(
+                f"the members {member!r} and {other!r} lead to the same interface {tap}",
+                hint="give the new member another name",
+            )
+    if record.taps.get(member) != tap:
+        built.journal.write(taps={**record.taps, member: tap})
+    with links.netlink() as ip:
+        links.ensure_tap(ip, tap, record.bridge, uid)
+    return tap
+
+
+def detach(journal: Journal, member: str) -> None:
+    """Remove the member's tap; nothing when it has none. Raises NetworkError when it stays."""
+    tap = journal.record.taps.get(member)
+    if tap is None:
+        return
+    with links.netlink() as ip:
+        links.remove(ip, tap)
+    journal.write(taps={name: t for name, t in journal.record.taps.items() if name != member})

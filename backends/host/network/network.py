@@ -1,0 +1,156 @@
+"""A cluster's network on the host, as the backend contract sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from ipaddress import IPv4Address
+
+from fleetbox.backends.base import Lease, NetworkSpec, generate_mac
+from fleetbox.backends.host.network import construction, resolver
+from fleetbox.backends.host.network.construction import Built
+from fleetbox.backends.host.network.reconcile import reconcile
+from fleetbox.backends.host.thread import HostThread
+from fleetbox.errors import NetworkError
+
+
+async def open_network(host: HostThread, spec: NetworkSpec) -> HostNetwork:
+    """Make a cluster's network on the host, or take over the one that its last holder left.
+
+    Networks that nobody will take over any more are removed first. The recorded subnet is kept when it is free; see
+    `HostNetwork.subnet` for the one it is. Undoes itself when it fails or is cancelled.
+
+    Raises HostError (no CAP_NET_ADMIN, no /dev/net/tun, no nft), NetworkError (in other hands, no free subnet,
+    refused), RecordError (its record cannot be understood).
+    """
+    await host.run(construction.check_host)
+    await reconcile(host, keep=spec.cluster)
+    return HostNetwork(host, spec, await host.run(construction.build, spec, undo=construction.undo))
+
+
+class HostNetwork:
+    """The live network of one cluster; made by `open_network`. Implements `fleetbox.backends.base.Network`."""
+
+    def __init__(self, host: HostThread, spec: NetworkSpec, built: Built) -> None:
+        self._host = host
+        self._built = built
+        self._open = True
+        self._leases: dict[str, IPv4Address] = {}
+        for name, text in spec.leases.items():
+            address = self._usable(text)
+            if address is not None and address not in self._leases.values():
+                self._leases[name] = address
+
+    @property
+    def subnet(self) -> str:
+        return str(self._built.network)
+
+    @property
+    def bridge(self) -> str:
+        return self._built.journal.record.bridge
+
+    @property
+    def resolves_names(self) -> bool:
+        """Whether members know each other's names: dnsmasq is installed and serves."""
+        return self._built.resolver is not None
+
+    def _usable(self, text: str) -> IPv4Address | None:
+        """`text` when it is an address that a member of this subnet can have."""
+        network = self._built.network
+        try:
+            address = IPv4Address(text)
+        except ValueError:
+            return None
+        reserved = (network.network_address, network.broadcast_address, self._built.gateway.ip)
+        return address if address in network and address not in reserved else None
+
+    def _free_address(self, ip_hint: str) -> IPv4Address:
+        taken = set(self._leases.values())
+        hint = self._usable(ip_hint)
+        if hint is not None and hint not in taken:
+            return hint
+        for address in self._built.network.hosts():
+            if address != self._built.gateway.ip and address not in taken:
+                return address
+        raise NetworkError(
+            f"the subnet {self.subnet} is full",
+            why=f"{len(taken)} members hold an address",
+            hint="destroy members, or start another cluster",
+        )
+
+    async def reserve(self, name: str, ip_hint: str = "") -> Lease:
+        """See `base.Network.reserve`."""
+        self._require_open()
+        fresh = name not in self._leases
+        address = self._leases.setdefault(name, self._free_address(ip_hint) if fresh else self._leases[name])
+        if self._built.resolver is not None:
+            try:
+                await self._host.run(resolver.publish, self.bridge, self._cluster, name, str(address))
+            except BaseException:
+                if fresh:
+                    self._leases.pop(name, None)
+                    resolver.withdraw(self.bridge, name)
+                raise
+        gateway = str(self._built.gateway.ip)
+        return Lease(
+            name=name,
+            ip=str(address),
+            mac=generate_mac(f"{self._cluster}/{name}"),
+            prefix_length=self._built.network.prefixlen,
+            gateway=gateway,
+            dns=(gateway,) if self._built.resolver is not None else resolver.host_nameservers(),
+        )
+
+    async def release(self, name: str) -> None:
+        """See `base.Network.release`."""
+        if not self._open:
+            return
+        await self.detach(name)
+        await self._host.run(resolver.withdraw, self.bridge, name)
+        self._leases.pop(name, None)
+
+    async def attach(self, name: str) -> str:
+        """Make the member's interface on the bridge, which this user may open; repeatable. Returns its name.
+
+        Cancelled, a new one is removed again. Raises NetworkError.
+        """
+        self._require_open()
+        known = name in self._built.journal.record.taps
+
+        def undo(_tap: str) -> None:
+            if not known:
+                construction.detach(self._built.journal, name)
+
+        def attach() -> str:
+            self._require_open()  # closed while this was waiting for the thread
+            try:
+                return construction.attach(self._built, name, os.geteuid())
+            except BaseException:
+                with contextlib.suppress(NetworkError):
+                    undo("")
+                raise
+
+        return await self._host.run(attach, undo=undo)
+
+    async def detach(self, name: str) -> None:
+        """Remove the member's interface; nothing when it has none. Raises NetworkError when it stays."""
+        if self._open:
+            await self._host.run(construction.detach, self._built.journal, name)
+
+    async def close(self) -> None:
+        """See `base.Network.close`."""
+
+        def close() -> None:
+            if self._open:
+                construction.close(self._built)
+                self._open = False
+
+        await self._host.run(close)
+
+    @property
+    def _cluster(self) -> str:
+        return self._built.journal.record.cluster
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise NetworkError(f"the network of {self._cluster!r} is closed")
