@@ -1,0 +1,33 @@
+"""The command line as a table: verb → module, and one line of help. A verb's module is imported when it is called."""
+
+from __future__ import annotations
+
+from fleetbox_cli.verb import Entry, LazyGroup
+
+_V = "fleetbox_cli.verbs."
+_MAKE, _USE, _HOST = "Clusters", "Looking and using", "This host"
+
+ENTRIES = {
+    "up": Entry(_V + "up:up", "Make a cluster exist and run.", _MAKE),
+    "add": Entry(_V + "add:add", "Add members to a cluster.", _MAKE),
+    "start": Entry(_V + "lifecycle:start", "Start stopped clusters or members.", _MAKE),
+    "stop": Entry(_V + "lifecycle:stop", "Shut clusters or members down; disks stay.", _MAKE),
+    "destroy": Entry(_V + "lifecycle:destroy", "Delete clusters or members and their disks.", _MAKE),
+    "ls": Entry(_V + "ls:ls", "List clusters and members.", _USE),
+    "status": Entry(_V + "status:status", "Show a cluster in detail.", _USE),
+    "inspect": Entry(_V + "inspect:inspect", "Show the record of a cluster or member as JSON.", _USE),
+    "ssh": Entry(_V + "ssh:ssh", "Open a shell on a member, or run a command on it.", _USE),
+    "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
+    "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
+    "image": Entry(_V + "image:image", "Get, build, list and remove images.", _HOST),
+    "prune": Entry(_V + "host:prune", "Remove what nobody owns any more.", _HOST),
+    "doctor": Entry(_V + "host:doctor", "Check whether this host can run machines.", _HOST),
+    "version": Entry(_V + "version:version", "Show the version.", _HOST),
+}
+
+app = LazyGroup(
+    "fleetbox",
+    "Clusters of real Linux virtual machines on one command.",
+    ENTRIES,
+    epilog="`fleetbox COMMAND --help` shows a command's options and examples.",
+)

@@ -1,0 +1,45 @@
+"""`fleetbox status`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fleetbox.cluster import Cluster
+from fleetbox.refs import resolve
+from fleetbox_cli import options
+from fleetbox_cli.render import Output, Table, age, fields
+from fleetbox_cli.settings import Settings
+from fleetbox_cli.verb import verb
+from fleetbox_cli.views import cluster_view, member_table
+
+
+@verb("""
+    fleetbox status mycluster
+    fleetbox status mycluster --json
+""")
+def status(
+    settings: Settings,
+    cluster: options.ClusterName,
+) -> Output:
+    """Show a cluster in detail: its holder, backend and network, and each member."""
+    found = resolve(cluster, cluster=settings.scope)
+    live = (found if isinstance(found, Cluster) else Cluster(found.cluster)).status()
+    view = cluster_view(live.record)
+    holder = f"pid {view.holder_pid}, up {age(live.uptime_s)}" if live.holder_running else "not running"
+    accelerator = f", {view.accelerator}" if view.accelerator else ""
+    text: list[str | Table] = [
+        fields(
+            [
+                ("cluster", f"{view.name} ({view.id})"),
+                ("holder", f"{holder}{f', version {view.holder_version}' if view.holder_version else ''}"),
+                ("backend", f"{view.backend}{accelerator} ({view.backend_reason})"),
+                ("network", " ".join(filter(None, [view.network, view.subnet, view.bridge]))),
+                *(("note", line) for line in live.notes),
+            ]
+        ),
+        "",
+        member_table(view.members, with_cluster=False),
+        *(f"{m.name}: {m.error}" for m in view.members if m.error),
+    ]
+    data = msgspec.to_builtins(view) | {"uptime_s": live.uptime_s, "notes": list(live.notes)}
+    return Output("status", data, text)
