@@ -17,7 +17,8 @@ from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
 from fleetbox.specs import MemberSpec
 
-CONSOLE = "console=tty0 console=ttyS0"
+# The seed names the interface eth0 anyway; a kernel that keeps to it saves the guest the renaming.
+CMDLINE = "ro console=tty0 console=ttyS0 net.ifnames=0"
 BLANK_DISK_BYTES = 1 << 20
 
 
@@ -99,7 +100,7 @@ class Provisioner:
             return DirectBoot(
                 kernel=Path(spec.kernel or image.kernel),
                 initrd=Path(image.initrd) if image.initrd else None,
-                cmdline=f"root={image.root or '/dev/vda'} ro {CONSOLE}",
+                cmdline=f"root={image.root or '/dev/vda'} {CMDLINE}",
             )
         if not self.capabilities.firmware_boot:
             raise HostError("this backend cannot boot through firmware", hint="use --backend qemu")

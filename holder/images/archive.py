@@ -56,6 +56,8 @@ _FILES = {
         "apt: {preserve_sources_list: true}\n"
         "grub_dpkg: {enabled: false}\n"
     ),
+    # cloud-init's networkd renderer drops `accept-ra: false`; networkd would wait 12 s for a router's advertisement.
+    "etc/systemd/network/10-cloud-init-eth0.network.d/fleetbox.conf": "[Network]\nIPv6AcceptRA=no\n",
     "etc/fstab": "LABEL=root / ext4 defaults,errors=remount-ro 0 1\n",
 }
 _TIMERS = "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer"

@@ -89,15 +89,18 @@ def _check_qcow2(header: bytes, name: str) -> None:
 def _check_raw(path: Path, name: str, size: int) -> None:
     """Raise ImageError when a raw disk holds neither partitions nor an ext file system, or less than they need."""
     whole = read_ext(path, 0)
-    ends = [whole.size_bytes] if whole else [p.offset + p.size_bytes for p in read_partitions(path)]
+    partitions = [] if whole else read_partitions(path)
+    ends = [whole.size_bytes] if whole else [p.offset + p.size_bytes for p in partitions]
     if not ends:
         raise ImageError(
             f"{name} is no disk image", why="it holds neither a partition table nor an ext file system", hint=_HINT
         )
-    if max(ends) > size:
+    if max(ends) > size or any(p.protective for p in partitions):
         raise ImageError(
             f"{name} is cut off",
-            why=f"its file systems end at {format_size(max(ends))}, the file at {format_size(size)}",
+            why=f"its file systems end at {format_size(max(ends))}, the file at {format_size(size)}"
+            if max(ends) > size
+            else "the end of its partition table is missing",
             hint="fetch it again",
         )
 

@@ -18,10 +18,11 @@ _INCOMPAT_64BIT = 0x80
 
 @dataclass(frozen=True)
 class Partition:
-    """A part of a disk. A disk without a partition table is one part, at offset 0."""
+    """A part of a disk. A `protective` one only guards a GPT: seeing it means that the GPT itself is damaged."""
 
     offset: int
     size_bytes: int
+    protective: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class ExtFilesystem:
 class _Row(msgspec.Struct):
     start: int
     size: int
+    type: str = ""
 
 
 class _Table(msgspec.Struct):
@@ -53,7 +55,10 @@ def read_partitions(disk: Path) -> list[Partition]:
         table = msgspec.json.decode(run_blocking(["sfdisk", "--json", str(disk)]), type=_Sfdisk).partitiontable
     except (ProgramFailed, msgspec.DecodeError):
         return []
-    return [Partition(row.start * table.sectorsize, row.size * table.sectorsize) for row in table.partitions]
+    return [
+        Partition(row.start * table.sectorsize, row.size * table.sectorsize, row.type == "ee")
+        for row in table.partitions
+    ]
 
 
 def read_ext(disk: Path, offset: int) -> ExtFilesystem | None:

@@ -1,0 +1,81 @@
+"""The `qemu` backend: machines by QEMU, on KVM where it works and emulated where not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import ChainMap
+from collections.abc import Mapping
+from pathlib import Path
+
+from fleetbox.backends.base import BackendEnvironment, Capabilities, Network, NetworkSpec, VMConfig
+from fleetbox.backends.qemu import accelerator, binary
+from fleetbox.backends.qemu.accelerator import Accelerator
+from fleetbox.backends.qemu.vm import QemuVM
+from fleetbox.records import MachineHandle
+
+NESTED = tuple(Path(f"/sys/module/kvm_{vendor}/parameters/nested") for vendor in ("intel", "amd"))
+
+
+class QemuBackend:
+    """A backend of the contract (`fleetbox.backends.base.Backend`), and `Adopts`.
+
+    `FLEETBOX_QEMU` names another QEMU, `FLEETBOX_ACCELERATOR` forces kvm or tcg.
+    """
+
+    name = "qemu"
+
+    def __init__(self, environment: BackendEnvironment) -> None:
+        self._host = environment.host
+        self._environ: Mapping[str, str] = ChainMap(dict(environment.settings), dict(os.environ))
+
+    def _accelerator(self) -> Accelerator:
+        return accelerator.probe(self._environ)  # kept in memory after the first time
+
+    @property
+    def accelerator(self) -> str:
+        return self._accelerator().name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        chosen = self._accelerator()
+        return () if chosen.name == "kvm" else (f"machines are emulated (tcg): {chosen.reason}",)
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            disk_formats=("qcow2", "raw"),
+            firmware_boot=True,
+            adoption=True,
+            emulated=self.accelerator == "tcg",
+        )
+
+    async def check(self) -> None:
+        await asyncio.to_thread(binary.require, self._environ)
+        await asyncio.to_thread(self._accelerator)
+
+    async def create_network(self, spec: NetworkSpec) -> Network:
+        from fleetbox.backends.host.network.network import open_network
+
+        return await open_network(self._host, spec)
+
+    async def create(self, config: VMConfig, network: Network) -> QemuVM:
+        qemu = await asyncio.to_thread(binary.require, self._environ)
+        chosen = await asyncio.to_thread(self._accelerator)
+        return QemuVM(config, network, self._host, qemu, chosen.name)
+
+    async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> QemuVM | None:
+        vm = await self.create(config, network)
+        return vm if await vm.adopt(handle) else None
+
+    def nested_virt_supported(self) -> bool:
+        if self.accelerator != "kvm":
+            return False
+        return any(parameter.read_text().strip() in ("1", "Y") for parameter in NESTED if parameter.exists())
+
+    def supports_clustering(self) -> bool:
+        return True
+
+    async def reconcile(self) -> list[str]:
+        from fleetbox.backends.host.network.reconcile import reconcile
+
+        return await reconcile(self._host)

@@ -1,0 +1,139 @@
+"""Man pages, completion scripts and completion itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fleetbox import paths
+from fleetbox_cli.completion import complete
+from fleetbox_cli.generate import files, main
+from tests.cli.conftest import REPOSITORY, write_cluster
+
+
+def test_generated_files_are_current(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_verb_has_a_page_with_help_and_examples() -> None:
+    from fleetbox_cli.app import ENTRIES
+
+    pages = {path.name: text for path, text in files().items() if path.parent.name == "man"}
+    assert {f"fleetbox-{name}.1" for name in ENTRIES} < set(pages)
+    for name, text in pages.items():
+        assert text.startswith(".TH "), name
+        if name not in ("fleetbox.1", "fleetbox-image.1"):
+            assert ".SH EXAMPLES" in text, name
+            assert "fleetbox" in text.partition(".SH EXAMPLES")[2], name
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="no groff here")
+def test_pages_are_proper_roff() -> None:
+    for path in sorted((REPOSITORY / "man").glob("*.1")):
+        command = ["groff", "-man", "-Tutf8", "-ww", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stderr == "", path
+        assert "OPTIONS" in done.stdout
+
+
+def _values(*words: str) -> list[str]:
+    return [line.partition("\t")[0] for line in complete(words)]
+
+
+def test_verbs_and_options(home: Path) -> None:
+    assert _values("st") == ["start", "status", "stop"]
+    assert _values("image", "i") == ["import", "inspect"]
+    assert _values("--json", "ver") == ["version"]
+    assert _values("--cluster", "demo", "ver") == ["version"]
+    assert _values("up", "--me") == ["--members", "--memory"]
+    assert _values("up", "--network", "") == ["auto", "host", "private"]
+    assert _values("nonsense", "") == []
+    assert "up\tMake a cluster exist and run." in complete([""])
+    assert complete([]) == complete([""])
+
+
+def test_names_come_from_records_only(home: Path) -> None:
+    assert _values("ssh", "") == []
+    assert not home.exists()
+    write_cluster("demo", "node-1", "db")
+    write_cluster("other", "node-1")
+    write_cluster("broken", "x")
+    paths.cluster_record("broken").write_text("{")
+    assert _values("status", "") == ["broken", "demo", "other"]
+    assert _values("ssh", "") == ["db", "demo", "demo/db", "demo/node-1", "other", "other/node-1"]
+    assert _values("ssh", "demo/n") == ["demo/node-1"]
+    assert _values("stop", "demo", "d") == ["db", "demo/db", "demo/node-1"]
+    assert _values("--cluster", "d") == ["demo"]
+    assert _values("ls", "--cluster", "o") == ["other"]
+    assert _values("ssh", "db", "d") == []
+    assert _values("ssh", "db", "ls", "-") == []
+    assert _values("exec", "de") == ["demo"]
+
+
+def test_scope_makes_bare_names_complete(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cluster("demo", "node-1")
+    write_cluster("other", "node-1")
+    assert "node-1" not in _values("ssh", "n")
+    monkeypatch.setenv("FLEETBOX_CLUSTER", "demo")
+    assert complete(["ssh", "n"]) == ["node-1\trunning, of demo"]
+
+
+def test_images(home: Path) -> None:
+    for digest, names in (("aa" * 32, ["web"]), ("bb" * 32, [])):
+        folder = paths.images_dir() / digest
+        folder.mkdir(parents=True)
+        (folder / "image.json").write_bytes(msgspec.json.encode({"digest": digest, "names": names, "source": "built"}))
+    (paths.images_dir() / "cc").mkdir()
+    (paths.images_dir() / "cc" / "image.json").write_text("{")
+    assert _values("up", "x", "--image", "") == ["b" * 12, "debian-12", "web"]
+    assert _values("image", "rm", "web", "") == ["b" * 12, "debian-12"]
+
+
+@pytest.fixture
+def fleetbox_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "fleetbox"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m fleetbox_cli "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_bash(home: Path, fleetbox_on_path: None) -> None:
+    write_cluster("demo", "node-1")
+    script = (
+        f"source {REPOSITORY}/completions/fleetbox.bash\n"
+        'try() { COMP_WORDS=(fleetbox "$@"); COMP_CWORD=$#; _fleetbox; echo "${COMPREPLY[@]}"; }\n'
+        "try ssh demo/; try image r; try ssh nothing; try up --boot ''\n"
+    )
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["demo/node-1", "rm", "", "auto direct firmware"]
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
+def test_fish(home: Path, fleetbox_on_path: None) -> None:
+    write_cluster("demo", "node-1")
+    script = (
+        f"source {REPOSITORY}/completions/fleetbox.fish\n"
+        "complete -C 'fleetbox ssh demo/'; complete -C 'fleetbox image r'"
+    )
+    done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["demo/node-1\trunning", "rm\tRemove images that no member uses."]
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh here")
+def test_zsh(home: Path, fleetbox_on_path: None) -> None:
+    write_cluster("demo", "node-1")
+    script = (
+        "compdef() {}; _files() { print files }; _describe() { print -l ${(P)2} }\n"
+        f"source {REPOSITORY}/completions/_fleetbox\n"
+        "words=(fleetbox ssh demo/); CURRENT=3; _fleetbox\n"
+        "words=(fleetbox logs --tail 5 x); CURRENT=5; _fleetbox\n"
+        "words=(fleetbox up --fixture ''); CURRENT=4; _fleetbox\n"
+    )
+    done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["demo/node-1:running", "files", "files"]

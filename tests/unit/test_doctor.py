@@ -1,0 +1,167 @@
+"""The doctor finds what is wrong, survives what breaks, and says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fleetbox.backends.host import programs
+from fleetbox.errors import HostError
+from fleetbox.holder.doctor import examine, machine, network
+from fleetbox.holder.doctor.examination import guarded, in_thread
+from fleetbox.host import Check
+
+
+@pytest.fixture
+def no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(programs, "search_path", lambda: str(tmp_path))
+    monkeypatch.delenv("FLEETBOX_QEMU", raising=False)
+
+
+def find(checks: tuple[Check, ...], name: str) -> Check:
+    [check] = [c for c in checks if c.name == name]
+    return check
+
+
+@pytest.mark.netns
+def test_this_host_is_examined_without_touching_its_network(own_network: None, fleetbox_home: Path) -> None:
+    report = asyncio.run(examine())
+    names = [check.name for check in report.checks]
+    assert len(names) == len(set(names))
+    assert {"kvm", "backend", "network", "folders", "disk space", *(p.name for p in programs.PROGRAMS)} <= set(names)
+    assert report.backend == "qemu"
+    assert report.accelerator in ("kvm", "tcg")
+    assert report.accelerator in find(report.checks, "backend").message
+    assert find(report.checks, "kvm").status == ("ok" if report.accelerator == "kvm" else "warn")
+    assert all(check.hint for check in report.checks if check.status == "fail")
+    assert [name for _, name in socket.if_nameindex()] == ["lo"]
+
+
+@pytest.mark.usefixtures("no_programs")
+def test_missing_programs_fail_with_their_package(fleetbox_home: Path) -> None:
+    report = asyncio.run(examine())
+    for program in programs.PROGRAMS:
+        check = find(report.checks, program.name)
+        assert check.status == "fail"
+        assert program.package in check.hint
+    assert report.accelerator == "tcg"
+    assert find(report.checks, "folders").status == "ok"
+
+
+def test_an_unknown_backend_is_one_failed_check(fleetbox_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETBOX_BACKEND", "nonsense")
+    report = asyncio.run(examine())
+    assert find(report.checks, "backend").status == "fail"
+    assert report.backend == ""
+
+
+def test_a_check_that_hangs_or_breaks_is_a_finding() -> None:
+    hanging = threading.Event()
+
+    def breaks() -> Check:
+        raise ZeroDivisionError("by design")
+
+    def refuses() -> Check:
+        raise HostError("no", why="reason", hint="do this")
+
+    async def scenario() -> list[Check]:
+        return await asyncio.gather(
+            guarded("hang", in_thread(lambda: Check("hang", "ok", str(hanging.wait()))), limit_s=0.01),
+            guarded("break", in_thread(breaks)),
+            guarded("refuse", in_thread(refuses)),
+            guarded("fine", in_thread(lambda: Check("fine", "ok", "all right"))),
+        )
+
+    begun = time.monotonic()
+    hang, broken, refused, fine = asyncio.run(scenario())
+    assert time.monotonic() - begun < 60  # the thread that hangs is not waited for
+    hanging.set()
+    assert (hang.status, broken.status, refused.status, fine.status) == ("warn", "warn", "fail", "ok")
+    assert "by design" in broken.message
+    assert refused.hint == "do this"
+
+
+def test_capabilities_are_read_from_the_effective_set() -> None:
+    assert network.has_net_admin("CapPrm:\t0\nCapEff:\t0000000000001000\n")
+    assert not network.has_net_admin("CapPrm:\t0000000000001000\nCapEff:\t0000000000000400\n")
+    assert not network.has_net_admin("Name: x\n")
+
+
+@pytest.mark.netns
+@pytest.mark.usefixtures("no_programs")
+def test_a_network_without_nft_fails_and_names_the_package() -> None:
+    check = asyncio.run(in_thread(network.check))
+    assert check.status == "fail"
+    assert "nftables" in check.hint
+
+
+@pytest.mark.netns
+def test_other_firewalls_are_named(own_network: None) -> None:
+    assert network.check_firewall() == Check("firewall", "ok", "nothing drops forwarded packets")
+    rules = """
+      table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; }
+      table inet kind { chain forward { type filter hook forward priority filter; policy accept; }; }
+      table ip other { chain INPUT { type filter hook input priority filter; policy drop; }; }
+    """
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    check = network.check_firewall()
+    assert "ip filter FORWARD drops" in check.message
+    assert "kind" not in check.message
+    assert "other" not in check.message
+
+
+def test_folders_open_to_others_are_named(fleetbox_home: Path) -> None:
+    assert machine.check_folders().status == "ok"  # none is there yet: they can be made
+    run = fleetbox_home / "run"
+    run.mkdir()
+    run.chmod(0o755)
+    check = machine.check_folders()
+    assert check.status == "fail"
+    assert f"{run} is open to others (mode 755)" in check.message
+    run.chmod(0o700)
+    assert machine.check_folders().status == "ok"
+    (fleetbox_home / "data").write_text("a file where a folder should be")
+    assert "data is not a folder" in machine.check_folders().message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away, which takes root")
+def test_folders_of_somebody_else_are_named(fleetbox_home: Path) -> None:
+    (fleetbox_home / "state").mkdir(mode=0o700)
+    os.chown(fleetbox_home / "state", 12345, -1)
+    assert "state belongs to uid 12345" in machine.check_folders().message
+
+
+def test_disk_space_fails_warns_and_passes(fleetbox_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "TOO_LOW_DISK_BYTES", 0)
+    monkeypatch.setattr(machine, "LOW_DISK_BYTES", 0)
+    assert machine.check_disk_space().status == "ok"
+    monkeypatch.setattr(machine, "LOW_DISK_BYTES", 1 << 60)
+    assert machine.check_disk_space().status == "warn"
+    monkeypatch.setattr(machine, "TOO_LOW_DISK_BYTES", 1 << 60)
+    assert machine.check_disk_space().status == "fail"
+    assert machine.check_disk_space().hint
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("user/max_user_namespaces", "0", "max_user_namespaces"),
+        ("kernel/unprivileged_userns_clone", "0", "root only"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
+        ("user/max_user_namespaces", "15000", "available"),
+    ],
+)
+def test_user_namespaces_are_information(tmp_path: Path, setting: str, value: str, words: str) -> None:
+    file = tmp_path / setting
+    file.parent.mkdir()
+    file.write_text(value + "\n")
+    check = machine.check_user_namespaces(tmp_path)
+    assert check.status == "ok"
+    assert words in check.message

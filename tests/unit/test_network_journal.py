@@ -1,0 +1,110 @@
+"""Names of host resources and the write-ahead record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fleetbox.backends.host.network import naming
+from fleetbox.backends.host.network.journal import (
+    ForeignRule,
+    Journal,
+    NetworkRecord,
+    add_rules,
+    path_of,
+    read_network,
+    read_networks,
+)
+from fleetbox.errors import RecordError
+from fleetbox.identity import boot_id, identify
+
+RULE = ForeignRule("ip", "filter", "FORWARD", "fleetbox:fb00000b000000:in")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLEETBOX_HOME", str(tmp_path))
+    return tmp_path
+
+
+def record(cluster: str) -> NetworkRecord:
+    owner = identify(os.getpid())
+    assert owner is not None
+    bridge = naming.bridge_name(cluster)
+    return NetworkRecord(
+        cluster=cluster,
+        bridge=bridge,
+        table=naming.table_name(bridge),
+        owner=owner,
+        boot_id=boot_id(),
+        namespace=naming.namespace_inode(),
+        subnet="192.168.5.0/24",
+    )
+
+
+def test_names_fit_and_tell_installations_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names() -> tuple[str, str, str]:
+        bridge = naming.bridge_name("alpha")
+        return bridge, naming.tap_name("alpha", "node-1"), naming.table_name(bridge)
+
+    bridge, tap, table = names()
+    assert len(bridge) == 14
+    assert len(tap) == 15
+    assert table == f"fleetbox_{bridge[2:7]}_{bridge[8:]}"
+    assert bridge[2:7] == tap[2:7]
+    monkeypatch.setenv("FLEETBOX_HOME", str(tmp_path / "other"))
+    assert not {bridge, tap, table} & set(names())
+
+
+def test_written_records_are_read_again() -> None:
+    journal = Journal(record("alpha"))
+    assert read_network(journal.record.bridge) is None
+    journal.write(taps={"node-1": "fbt"}, rules=(RULE,))
+    assert read_network(journal.record.bridge) == journal.record
+    assert journal.record.taps == {"node-1": "fbt"}
+    journal.remove()
+    assert read_network(journal.record.bridge) is None
+    journal.remove()
+
+
+def test_rules_added_by_others_survive_the_owners_writes() -> None:
+    journal = Journal(record("alpha"))
+    journal.write()
+    add_rules(journal.record.bridge, (RULE,))
+    journal.write(taps={"node-1": "fbt"})
+    assert journal.record.rules == (RULE,)
+    assert journal.record.taps == {"node-1": "fbt"}
+
+
+def test_rules_for_a_network_that_has_gone_make_no_record() -> None:
+    add_rules(naming.bridge_name("alpha"), (RULE,))
+    assert list(read_networks()) == []
+
+
+def test_an_unreadable_record_is_named_kept_and_hides_no_other() -> None:
+    Journal(record("alpha")).write()
+    broken = path_of(naming.bridge_name("beta"))
+    broken.write_bytes(b"{half")
+    found = list(read_networks())
+    errors = [r for r in found if isinstance(r, RecordError)]
+    assert [r.cluster for r in found if isinstance(r, NetworkRecord)] == ["alpha"]
+    assert len(errors) == 1
+    assert str(broken) in errors[0].message
+    assert broken.read_bytes() == b"{half"
+
+
+def test_a_record_that_cannot_be_written_keeps_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(record("alpha"))
+    journal.write()
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordError, match="No space left"):
+        journal.write(taps={"node-1": "fbt"})
+    assert journal.record.taps == {}
+    assert read_network(journal.record.bridge) == journal.record
+    assert list(path_of("x").parent.glob("*.tmp")) == []

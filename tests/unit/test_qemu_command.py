@@ -1,0 +1,126 @@
+"""QEMU's command line: a pure function, and what users' names and paths cannot do to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleetbox.backends.base import DirectBoot, Disk, FirmwareBoot, VMConfig
+from fleetbox.backends.qemu import command
+from fleetbox.backends.qemu.binary import Qemu
+from fleetbox.backends.qemu.command import Surroundings, build
+from fleetbox.sizes import MIB
+
+QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), (7, 2, 22), sandbox=True)
+CONFIG = VMConfig(
+    name="mycluster/node-1",
+    run_dir=Path("/run/fleetbox/0/abc"),
+    disks=(Disk(Path("/data/disk.qcow2"), "qcow2"),),
+    seed=Path("/data/seed.iso"),
+    boot=DirectBoot(Path("/img/vmlinuz"), Path("/img/initrd"), "root=UUID=1 ro"),
+    mac="02:00:00:00:00:01",
+    cpus=2,
+    memory_bytes=512 * MIB,
+    serial_log=Path("/data/serial.log"),
+    fixtures=(Disk(Path("/data/fixture-0.img"), "raw", read_only=True, serial="fixture-0"),),
+    assigned_ip="192.168.7.2",
+)
+HERE = Surroundings(QEMU, "tcg", qmp_fd=7, tap="fb1", vhost=True)
+
+
+def values(argv: list[str], option: str) -> list[str]:
+    return [argv[i + 1] for i, argument in enumerate(argv) if argument == option]
+
+
+def nodes(argv: list[str]) -> list[dict[str, object]]:
+    return [json.loads(text) for text in values(argv, "-blockdev")]
+
+
+def split_options(text: str) -> list[str]:
+    """QEMU's own reading of `a,b,,c`: a comma separates, two are one (util/keyval.c)."""
+    parts, current, i = [], "", 0
+    while i < len(text):
+        if text[i] == ",":
+            if text[i + 1 : i + 2] == ",":
+                current, i = current + ",", i + 2
+                continue
+            parts.append(current)
+            current = ""
+        else:
+            current += text[i]
+        i += 1
+    return [*parts, current]
+
+
+def test_kvm_and_emulation_differ_in_processor_and_network() -> None:
+    kvm, tcg = build(CONFIG, replace(HERE, accelerator="kvm")), build(CONFIG, HERE)
+    assert values(kvm, "-cpu") == ["host"]
+    assert values(tcg, "-cpu") == [command.emulated_cpu()]
+    assert values(kvm, "-accel") == ["kvm"]
+    assert "thread=multi" in values(tcg, "-accel")[0]
+    assert "vhost=on" in values(kvm, "-netdev")[0]
+    assert "vhost" not in values(tcg, "-netdev")[0]
+    assert "vhost" not in values(build(CONFIG, replace(HERE, accelerator="kvm", vhost=False)), "-netdev")[0]
+
+
+def test_disks_stand_in_order_with_their_formats_said() -> None:
+    found = nodes(build(CONFIG, HERE))
+    assert [node["driver"] for node in found] == ["qcow2", "raw", "raw"]
+    assert [node["read-only"] for node in found] == [False, True, True]
+    assert [node.get("discard") for node in found] == ["unmap", None, None]
+    devices = [text for text in values(build(CONFIG, HERE), "-device") if text.startswith("virtio-blk")]
+    assert devices[0] == "virtio-blk-pci,drive=disk0,bootindex=1"
+    assert devices[2] == "virtio-blk-pci,drive=disk2,serial=fixture-0"
+
+
+def test_direct_and_firmware_boot() -> None:
+    direct = build(CONFIG, HERE)
+    assert values(direct, "-kernel") == ["/img/vmlinuz"]
+    assert values(direct, "-initrd") == ["/img/initrd"]
+    assert values(direct, "-append")[0].startswith("root=UUID=1 ro console=")
+    alone = build(replace(CONFIG, boot=DirectBoot(Path("/k"), None, "console=hvc0")), HERE)
+    assert values(alone, "-initrd") == []
+    assert "console=ttyS0" not in values(alone, "-append")[0]
+    firmware = build(replace(CONFIG, boot=FirmwareBoot(Path("/ovmf, 1.fd"))), HERE)
+    assert values(firmware, "-bios") == ["/ovmf, 1.fd"]
+    assert "-kernel" not in firmware
+    assert "-bios" not in build(replace(CONFIG, boot=FirmwareBoot()), HERE)
+
+
+def test_a_guest_may_reboot() -> None:
+    assert not {"-no-reboot", "-no-shutdown"} & set(build(CONFIG, HERE))
+
+
+def test_what_is_not_there_is_not_said() -> None:
+    bare = build(replace(CONFIG, seed=None, fixtures=()), replace(HERE, tap="", qemu=replace(QEMU, sandbox=False)))
+    assert len(nodes(bare)) == 1
+    assert "-netdev" not in bare
+    assert "-sandbox" not in bare
+
+
+@pytest.mark.parametrize(("memory_bytes", "said"), [(512 * MIB, "512M"), (512 * MIB + 1, "513M"), (3 << 30, "3072M")])
+def test_memory_is_never_less_than_asked_for(memory_bytes: int, said: str) -> None:
+    assert values(build(replace(CONFIG, memory_bytes=memory_bytes), HERE), "-m") == [f"size={said}"]
+
+
+@given(st.text(alphabet=st.characters(exclude_characters="\0\n/", exclude_categories=["Cs"]), min_size=1))
+def test_no_path_can_become_an_option(name: str) -> None:
+    folder = Path("/data") / name
+    config = replace(
+        CONFIG,
+        run_dir=folder,
+        disks=(Disk(folder / "disk", "raw"),),
+        seed=folder / "seed.iso",
+        serial_log=folder / "serial.log",
+        boot=DirectBoot(folder / "vmlinuz", folder / "initrd", "root=/dev/vda"),
+    )
+    argv, plain = build(config, HERE), build(CONFIG, HERE)
+    assert [a for a in argv if a.startswith("-")] == [a for a in plain if a.startswith("-")]
+    assert split_options(values(argv, "-chardev")[1])[2] == f"path={folder / 'serial.log'}"
+    assert split_options(values(argv, "-name")[0]) == [f"guest=mycluster/node-1@{folder}"]
+    assert nodes(argv)[0]["file"]["filename"] == str(folder / "disk")  # type: ignore[index]
