@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fleetbox.errors import FleetboxError, from_wire
+from fleetbox.errors import FleetboxError, UsageError, from_wire
 from fleetbox.records import ClusterRecord
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode
 
@@ -91,8 +91,12 @@ class SpecChange(Request, frozen=True):
     fixtures: tuple[Fixture, ...] | None = None
 
     def apply(self, base: MemberSpec) -> MemberSpec:
+        """`base` with what was said. Raises UsageError for a value of the wrong kind."""
         changes = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
-        return msgspec.convert(msgspec.structs.asdict(base) | changes, MemberSpec)
+        try:
+            return msgspec.convert(msgspec.structs.asdict(base) | changes, MemberSpec)
+        except msgspec.ValidationError as e:
+            raise UsageError("a member cannot be made like that", why=str(e)) from e
 
 
 class UpRequest(Request, frozen=True):

@@ -17,8 +17,6 @@ from fleetbox.backends.base import DirectBoot, Disk, VMConfig
 from fleetbox.backends.qemu.binary import MACHINE, SANDBOX, Qemu
 from fleetbox.sizes import MIB
 
-CONSOLE = "ttyS0" if platform.machine() == "x86_64" else "ttyAMA0"
-
 # The translation buffer of tcg grows to 1 GiB when it is not bounded; 128 MiB hold what a booting Debian runs.
 TRANSLATION_BUFFER_MIB = 128
 
@@ -50,7 +48,7 @@ def build(config: VMConfig, surroundings: Surroundings) -> list[str]:
         *("-name", name_option(config)),
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *_machine(config, surroundings.accelerator),
-        *_boot(config, surroundings.accelerator),
+        *_boot(config),
         *_monitor(surroundings.qmp_fd),
         *_serial(config.serial_log),
         *("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"),
@@ -89,31 +87,17 @@ def emulated_cpu() -> str:
     return "qemu64" if platform.machine() == "x86_64" else "cortex-a57"
 
 
-def _boot(config: VMConfig, accelerator: str) -> list[str]:
+def _boot(config: VMConfig) -> list[str]:
     boot = config.boot
     if isinstance(boot, DirectBoot):
         initrd = ["-initrd", str(boot.initrd)] if boot.initrd else []
-        return ["-kernel", str(boot.kernel), *initrd, "-append", kernel_arguments(boot.cmdline, accelerator)]
+        return ["-kernel", str(boot.kernel), *initrd, "-append", boot.cmdline]
     firmware = ["-bios", str(boot.firmware)] if boot.firmware else []
     return [*firmware, "-boot", "strict=on"]
 
 
-def kernel_arguments(cmdline: str, accelerator: str) -> str:
-    """The kernel's command line with what this hypervisor adds to it."""
-    added = [] if "console=" in cmdline else [f"console={CONSOLE}"]
-    if accelerator == "tcg":
-        added += EMULATED_ARGUMENTS
-    return " ".join([cmdline.strip(), *(a for a in added if a.partition("=")[0] + "=" not in cmdline)]).strip()
-
-
-# tsc=reliable: tcg gives all processors one time stamp counter; distrusted, every look at the clock is a slow device
-# access. mitigations=off: there is no speculation to hide from in translated code, but each retpoline costs jumps.
-EMULATED_ARGUMENTS = ["tsc=reliable", "mitigations=off"]
-
-
 def _monitor(qmp_fd: int) -> list[str]:
-    # wait=off: the machine runs at once; we connect when the socket answers, which it does as soon as it is bound (by
-    # us).
+    # wait=off: the machine does not wait for us. The socket takes our connection already, as it is bound.
     return ["-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
 
 

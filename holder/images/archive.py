@@ -8,18 +8,20 @@ by cloud-init's resizefs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
-import signal
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from fleetbox.backends.host import process, programs
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, ImageError, UsageError
-from fleetbox.holder.images import aptsources, worker
+from fleetbox.holder.images import aptsources, catalog, worker
 from fleetbox.holder.images.worker import Meter, OnEvent
 from fleetbox.sizes import GIB, format_size
 from fleetbox.wire import Notice
@@ -33,6 +35,13 @@ _RESOLVED_IN_SYSTEMD = ("bullseye",)
 _MIN_DISK_BYTES = 4 * GIB
 _NEEDED_BYTES = 2 * GIB
 _STEP = "build"
+
+# mmdebstrap mounts /proc, /sys and /dev into the chroot. In namespaces of its own these never show on the host, where a
+# clean-up could walk into them, and go with the build however it ends: also when this process is killed.
+_ISOLATED = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
 
 # The newest features that every supported guest's kernel and e2fsck know; the host's own defaults may be newer.
 _FEATURES = (
@@ -123,11 +132,10 @@ async def _mmdebstrap(
         lines += [f'mkdir -p "$1/{Path(path).parent}"', f'printf %s {shlex.quote(content)} > "$1/{path}"']
     configure.write_text("\n".join(lines) + "\n")
     finish.write_text("set -e\n" + _FINISH)
-    architecture = await process.run(["dpkg", "--print-architecture"])
-    packages = [f"linux-image-cloud-{architecture.decode().strip()}", *_PACKAGES, *include]
+    packages = [f"linux-image-cloud-{catalog.host_architecture()}", *_PACKAGES, *include]
     if suite not in _RESOLVED_IN_SYSTEMD:
         packages.append("systemd-resolved")
-    argv = ["mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory"]
+    argv = [*_ISOLATED, "mmdebstrap", "--verbose", "--mode=root", "--variant=minbase", "--format=directory"]
     argv += [f"--aptopt={folder / 'apt.conf'}", "--dpkgopt=force-unsafe-io"]
     argv += [f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("man", "locale")]
     argv += [f"--include={','.join(packages)}", f'--essential-hook=sh {shlex.quote(str(configure))} "$1"']
@@ -149,7 +157,7 @@ def _script_hook(script: Path) -> str:
     inside = "/root/.fleetbox-run"
     with script.open("rb") as file:
         shebang = file.read(2) == b"#!"
-    command = f"{inside}" if shebang else f"sh {inside}"
+    command = inside if shebang else f"sh {inside}"
     source = shlex.quote(str(script.absolute()))
     return f'install -m 0700 {source} "$1{inside}" && chroot "$1" {command} && rm "$1{inside}"'
 
@@ -166,11 +174,7 @@ async def _run(argv: Sequence[str], log: Path, meter: Meter) -> None:
                 meter.update(*progress.read())
             code = waiting.result()
         finally:
-            if not waiting.done():
-                # The leader of its session, not yet waited for. Its chroot lives in a mount and a pid namespace of its
-                # own, which go with it.
-                os.killpg(child.pid, signal.SIGKILL)
-                await asyncio.wait({waiting})
+            await _kill(child, waiting)
             child.close()
     finally:
         host.close()
@@ -183,6 +187,17 @@ async def _run(argv: Sequence[str], log: Path, meter: Meter) -> None:
             hint="check that `apt update` works on this host, and the names of packages and scripts",
             details=lines[-20:],
         )
+
+
+async def _kill(child: process.Process, waiting: asyncio.Future[int | None]) -> None:
+    """End a build at once. unshare(1) outlives its only child, the first process of its pid namespace, and that ends
+    last of all that run there: when `waiting` is done, nothing of the build runs or is mounted.
+    """
+    while not waiting.done():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for first in psutil.Process(child.pid).children():
+                first.kill()
+        await asyncio.wait({waiting}, timeout=0.1)
 
 
 class _BuildProgress:

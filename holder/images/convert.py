@@ -15,7 +15,7 @@ import msgspec
 
 from fleetbox.backends.base import DiskFormat
 from fleetbox.backends.host import process
-from fleetbox.errors import FleetboxError, ImageError
+from fleetbox.errors import ImageError
 from fleetbox.holder.images import worker
 from fleetbox.holder.images.partitions import read_ext, read_partitions
 from fleetbox.holder.images.sparse import copy_file, digest_file
@@ -105,6 +105,10 @@ def _check_raw(path: Path, name: str, size: int) -> None:
         )
 
 
+class StoringFailed(ImageError):
+    """The image is good as far as is known, and could not be written: it may be tried again."""
+
+
 async def to_raw(source: Path, target: Path, name: str, sha256: str, on_event: OnEvent) -> str:
     """Write `source` as a sparse raw disk to `target` and return that disk's sha256.
 
@@ -152,10 +156,10 @@ async def _flatten(source: Path, target: Path, name: str) -> None:
         raise ImageError(f"{name} cannot be converted", why=e.why, hint="fetch it again", details=e.details) from e
 
 
-def storing_failed(error: OSError, name: str, folder: Path) -> FleetboxError:
+def storing_failed(error: OSError, name: str, folder: Path) -> StoringFailed:
     """The error for an image that could not be written into the store."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return ImageError(
+    return StoringFailed(
         f"{name} cannot be stored",
         why=error.strerror or str(error),
         hint=f"free some space in {folder} and try again; nothing was changed" if full else f"check {folder}",

@@ -1,4 +1,4 @@
-"""Downloads that resume: what has come stays in `<key>.part` until the whole is there and its digest is right.
+"""Downloads that resume: what has come stays in `<key>.part` until its user has taken it over and discards it.
 
 A part is continued with an HTTP range request (RFC 9110 §14) only while the server still names the same validator (a
 strong ETag, else Last-Modified) and the same size; otherwise it starts again. The caller holds the lock of the key.
@@ -59,7 +59,7 @@ def shown(url: str) -> str:
 
 
 async def download(url: str, sha256: str, on_event: OnEvent) -> Path:
-    """Fetch `url` into the downloads folder and return the complete file.
+    """Fetch `url` into the downloads folder and return the complete file, which stays until `discard`.
 
     Raises Unreachable, or ImageError for a wrong digest (the file is discarded) and a full disk (the part is kept).
     Cancelled, it leaves a part that the next call continues.
@@ -69,16 +69,22 @@ async def download(url: str, sha256: str, on_event: OnEvent) -> Path:
     name = Path(urllib.parse.urlsplit(url).path).name or url
     with worker.step(on_event, "download", name):
         transfer = _Transfer(url, folder / f"{key_of(url, sha256)}.part", Meter(on_event, "download", name))
-        await transfer.complete()
+        await transfer.complete(pinned=bool(sha256))
         if sha256:
             await _check_digest(transfer.part, url, sha256)
-        return transfer.finish()
+        return transfer.part
+
+
+def discard(part: Path) -> None:
+    """Remove what `download` returned: it is used up, or of no use."""
+    part.unlink(missing_ok=True)
+    part.with_suffix(".json").unlink(missing_ok=True)
 
 
 async def _check_digest(part: Path, url: str, sha256: str) -> None:
     found = await worker.run(lambda stop: digest_file(part, stop))
     if found != sha256:
-        part.unlink()
+        discard(part)
         raise ImageError(
             f"{shown(url)} is not the file that was asked for",
             why=f"its sha256 is {found}, not {sha256}; it was discarded",
@@ -95,13 +101,11 @@ class _Transfer:
         self._answered = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    def finish(self) -> Path:
-        whole = self.part.with_suffix(".img")
-        self.part.replace(whole)
-        self._state.unlink(missing_ok=True)
-        return whole
-
-    async def complete(self) -> None:
+    async def complete(self, pinned: bool) -> None:
+        """Fetch what is missing. A pinned file that is whole needs no server: its digest is checked anyway."""
+        known = self._known()
+        if pinned and known and known.total and known.total == self._have():
+            return
         task = asyncio.ensure_future(worker.run(self._fetch))
         try:
             answered = asyncio.ensure_future(self._answered.wait())

@@ -19,7 +19,7 @@ from fleetbox import paths
 from fleetbox.errors import FleetboxError, ImageError, NotFoundError, UsageError
 from fleetbox.holder.images import archive, catalog, convert, kernel, worker
 from fleetbox.holder.images.catalog import CloudImage
-from fleetbox.holder.images.download import Unreachable, download, key_of, shown
+from fleetbox.holder.images.download import Unreachable, discard, download, key_of, shown
 from fleetbox.holder.images.sparse import digest_file
 from fleetbox.holder.images.store import ImageRecord, ImageStore
 from fleetbox.holder.images.worker import OnEvent
@@ -186,9 +186,14 @@ class ImageLibrary:
             file = await download(cloud.url, cloud.sha256, on_event)
             try:
                 # The digest is checked already: what is imported need not be hashed again for it.
-                return await self._add(file, origin, on_event, check=False)
-            finally:
-                file.unlink(missing_ok=True)
+                image = await self._add(file, origin, on_event, check=False)
+            except convert.StoringFailed:
+                raise  # the next attempt need not download it again
+            except ImageError:
+                discard(file)
+                raise
+            discard(file)
+            return image
 
     async def _add(self, file: Path, origin: _Origin, on_event: OnEvent, check: bool = True) -> Image:
         with worker.step(on_event, "import", origin.source), self.store.staging() as folder:

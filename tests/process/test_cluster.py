@@ -224,6 +224,8 @@ def test_some_of_several_failing_does_the_rest(home: Path, faults: Callable[[str
         {"memory_bytes": 1},
         {"memory_bytes": 1 << 60},
         {"disk_bytes": 1},
+        {"boot": "nonsense"},
+        {"cpus": 1 << 70},
         {"kernel": "/nowhere/vmlinuz"},
         {"fixtures": [fleetbox.Fixture("/nowhere", "/srv")]},
         {"backend": "unheard-of"},

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,6 +23,8 @@ ODD_NAME = "import ctypes,sys; ctypes.CDLL(None).prctl(15, b') S 1 \\xff('); pri
 def child(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         try:
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                time.sleep(0.001)  # Popen returns shortly before the kernel has set argv
             yield process
         finally:
             process.kill()

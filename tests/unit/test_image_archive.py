@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from fleetbox.backends.base import timeout_scale
 from fleetbox.errors import HostError, ImageError, UsageError
-from fleetbox.holder.images import archive, aptsources
+from fleetbox.holder.images import aptsources, archive
 from fleetbox.holder.images.aptsources import Source, archive_sources, read_sources
 
 DEB822 = """\
@@ -199,22 +204,57 @@ def test_a_failed_build_says_what_mmdebstrap_said(tmp_path: Path, monkeypatch: p
     assert caught.value.details
 
 
-def test_a_cancelled_build_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = stand_in(
-        tmp_path, monkeypatch, f"sleep 600 & echo $! > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid; wait"
-    )
+def processes_with(mark: str) -> list[int]:
+    return [p.pid for p in psutil.process_iter(["cmdline", "status"]) if mark in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+def test_a_cancelled_build_leaves_no_process_and_no_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"600.{os.getpid()}"
+    script = f"""
+    for last; do :; done
+    mkdir -p "$last/proc"
+    mount -t proc none "$last/proc"
+    setsid sleep {mark} &
+    touch {tmp_path}/runs
+    wait
+    """
+    work = stand_in(tmp_path, monkeypatch, script)
 
     async def cancel_once_it_runs() -> None:
         task = asyncio.ensure_future(archive.build("bookworm", work, [], [], lambda _: None))
-        while not (tmp_path / "pid").exists():
+        while not (tmp_path / "runs").exists() or not processes_with(mark):
             await asyncio.sleep(0.01)
+        assert str(work) not in Path("/proc/mounts").read_text()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(cancel_once_it_runs())
-    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+    assert processes_with(mark) == []
+    assert list((work / "root" / "proc").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+def test_a_build_ends_with_the_process_that_wanted_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"601.{os.getpid()}"
+    work = stand_in(tmp_path, monkeypatch, f"sleep {mark} & touch {tmp_path}/runs; wait")
+    code = f"""
+import asyncio
+from pathlib import Path
+from fleetbox.holder.images import archive
+asyncio.run(archive.build("bookworm", Path({str(work)!r}), [], [], lambda _: None))
+"""
+    child = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "runs").exists() or not processes_with(mark):
+        assert child.poll() is None
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 20 * timeout_scale()
+    while processes_with(mark) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert processes_with(mark) == []
 
 
 def test_progress_only_grows(tmp_path: Path) -> None:

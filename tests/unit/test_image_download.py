@@ -18,7 +18,7 @@ import pytest
 from fleetbox import paths
 from fleetbox.errors import ImageError
 from fleetbox.holder.images import download as module
-from fleetbox.holder.images.download import Unreachable, download, key_of, shown
+from fleetbox.holder.images.download import Unreachable, discard, download, key_of, shown
 from fleetbox.wire import Event, Progress
 
 BODY = os.urandom(3_000_000)
@@ -59,6 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if wanted and origin.ranges and self.headers.get("If-Range") == origin.etag:
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            if start >= len(origin.body):
+                self.send_error(416)
+                return
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(origin.body) - 1}/{len(origin.body)}")
         else:
@@ -105,7 +108,14 @@ def test_a_download_is_whole_and_reports_itself(origin: Origin) -> None:
     steps = [e for e in events if isinstance(e, Progress)]
     assert [steps[0].state, steps[-1].state] == ["begin", "done"]
     assert all(e.unit == "bytes" and e.total == len(BODY) for e in steps if e.state == "update")
-    assert list(paths.downloads_dir().iterdir()) == [file]
+    discard(file)
+    assert list(paths.downloads_dir().iterdir()) == []
+
+
+def test_a_whole_pinned_download_is_not_fetched_again(origin: Origin) -> None:
+    fetch(origin.url, SHA256)
+    assert fetch(origin.url, SHA256)[0].read_bytes() == BODY
+    assert origin.requests == [None]
 
 
 def test_a_cut_download_goes_on_where_it_stopped(origin: Origin) -> None:
@@ -233,3 +243,11 @@ def test_a_cancelled_download_leaves_a_part_to_continue(origin: Origin) -> None:
 
 def test_passwords_in_addresses_are_not_shown() -> None:
     assert shown("https://user:secret@example.org:8443/a.img") == "https://example.org:8443/a.img"
+
+
+def test_a_whole_download_without_a_pin_is_checked_with_the_server(origin: Origin) -> None:
+    fetch(origin.url)
+    assert fetch(origin.url)[0].read_bytes() == BODY
+    assert origin.requests == [None, f"bytes={len(BODY)}-"]
+    origin.body, origin.etag = b"changed" * 300_000, '"two"'
+    assert fetch(origin.url)[0].read_bytes() == origin.body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import http.server
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from fleetbox import paths
 from fleetbox.errors import HostError, ImageError, NotFoundError, UsageError
-from fleetbox.holder.images import archive, catalog
+from fleetbox.holder.images import archive, catalog, convert
 from fleetbox.holder.images.catalog import CloudImage, Entry
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.images.worker import OnEvent
@@ -246,6 +247,29 @@ def test_builds_are_named(library: ImageLibrary, built: list[str]) -> None:
     custom = asyncio.run(library.build("debian-12", include=["jq"], name="with-jq"))
     assert custom.names == ("debian-12", "with-jq")  # the stand-in builds the same disk
     assert built == ["bookworm", "bookworm"]
+
+
+def test_a_download_survives_a_full_store(
+    library: ImageLibrary, raw: Path, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{site.url}/disk.raw"
+    with monkeypatch.context() as context:
+
+        def full(*args: object) -> str:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        context.setattr(convert, "copy_file", full)
+        with pytest.raises(ImageError, match="No space"):
+            asyncio.run(library.pull(url, sha256_of(raw)))
+    assert asyncio.run(library.pull(url, sha256_of(raw))).digest == sha256_of(raw)
+    assert site.taken == ["/disk.raw"]
+
+
+def test_a_download_that_is_no_image_is_not_kept(library: ImageLibrary, tmp_path: Path, site: Site) -> None:
+    (tmp_path / "page").write_text("<html>sign in first</html>")
+    with pytest.raises(ImageError, match="no disk image"):
+        asyncio.run(library.ensure(f"{site.url}/page"))
+    assert [p.suffix for p in paths.downloads_dir().iterdir()] == [".lock"]
 
 
 ASK = """

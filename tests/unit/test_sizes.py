@@ -50,7 +50,8 @@ def test_sizes_are_read(text: str, size_bytes: int) -> None:
         "0.0001",
         "1 G B",
         "9" * 400 + "T",
-        "9" * 18 + "T", str(1 << 63),
+        "9" * 18 + "T",
+        str(1 << 63),
     ],
 )
 def test_what_is_no_size_is_refused_by_name(text: str) -> None:
