@@ -70,8 +70,13 @@ class FirmwareBoot:
 class VMConfig:
     """One machine's whole configuration; crosses process boundaries, so paths and never open files.
 
-    `name` is `cluster/member`. `run_dir` is private (0700) and takes pidfile and API socket. `disks[0]` is the root
+    `name` is `cluster/member`. `run_dir` is private (0700) and takes pidfile and sockets. `disks[0]` is the root
     disk; `fixtures` are read-only and stand after the seed.
+
+    `memory_file` makes a template of the machine: its RAM is that file, which the launch makes (it must not exist, its
+    folder must) and the machine's end removes; see `Snapshots`. `control_line` asks for a second serial port, see
+    `HasControlLine`; ignored where `Capabilities.control_line` is False. `slot` is 0 or 1: while a member is restored
+    it has two machines, the old one and the new one, whose interfaces and files in `run_dir` are told apart by it.
     """
 
     name: str
@@ -85,6 +90,9 @@ class VMConfig:
     serial_log: Path
     fixtures: tuple[Disk, ...] = ()
     assigned_ip: str = ""
+    memory_file: Path | None = None
+    control_line: bool = True
+    slot: int = 0
 
     @property
     def member(self) -> str:
@@ -97,7 +105,10 @@ class Capabilities:
     """What a backend can do; the layers above ask these, never its name.
 
     `ssh` is False where machines hold no operating system (the `fake` backend): nothing waits for an SSH server then.
-    `emulated` says that guest code is interpreted: boots are slow and must be staggered.
+    `emulated` says that guest code is interpreted: boots are slow and must be staggered. `snapshots` says that its
+    machines are `Pauses` and `Snapshots` and the backend itself is `Restores`; `control_line` that its machines are
+    `HasControlLine`. `change_on_restore` names what a restored machine may have otherwise than the saved one: any of
+    "cpus" and "memory".
     """
 
     disk_formats: tuple[DiskFormat, ...]
@@ -108,6 +119,9 @@ class Capabilities:
     emulated: bool = False
     max_cpus: int | None = None
     needs_images: bool = True
+    snapshots: bool = False
+    control_line: bool = False
+    change_on_restore: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,23 @@ class Network(Protocol):
         """
 
     async def release(self, name: str) -> None:
-        """Give a member's address and host interface back."""
+        """Give a member's address and host interfaces back."""
+
+    async def attach(self, name: str, *, slot: int = 0, join: bool = True) -> str:
+        """Make the host interface of a member's machine, on the bridge with `join`, up beside it without.
+
+        Returns its name, empty where a network has no interfaces on the host. Backends do this in `VM.start`. Repeated:
+        the same interface; it joins when told to, and never leaves. Raises NetworkError.
+        """
+
+    async def join(self, name: str, slot: int = 0) -> None:
+        """Put that interface on the bridge: from now on the machine and the network hear each other."""
+
+    async def leave(self, name: str, slot: int = 0) -> None:
+        """Take that interface off the bridge; it stays. Nothing when there is none."""
+
+    async def detach(self, name: str, slot: int = 0) -> None:
+        """Remove that interface; nothing when there is none. Backends do this when the machine has ended."""
 
     async def close(self) -> None:
         """Remove everything of this network from the host; raises NetworkError when something stayed."""
@@ -213,11 +243,91 @@ class VM(Protocol):
 
 
 @runtime_checkable
+class Pauses(Protocol):
+    """Machines that can be held still (`Capabilities.snapshots`)."""
+
+    async def pause(self) -> None:
+        """Stop guest code where it is; paused already: nothing. The machine is `paused` afterwards.
+
+        Raises MachineError when it does not run. Failed or cancelled, it runs on.
+        """
+
+    async def resume(self) -> None:
+        """Let guest code run (on); running already: nothing.
+
+        Raises MachineError when the machine is neither, or when its memory has become a template's (`Snapshots`).
+        """
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """Machines whose state can be saved (`Capabilities.snapshots`)."""
+
+    async def snapshot(self, folder: Path) -> None:
+        """Save a paused machine into an existing, empty folder; it stays paused.
+
+        It has to be resumed before it can be saved again, even when this failed or was cancelled.
+
+        Everything but the disks is saved there, as regular files: `state`, `machine.json` (what a restore has to know)
+        and maybe `memory`. Whoever keeps a snapshot keeps all of them and asks for no more. Once this has returned, and
+        until the machine is resumed, the disk files hold all that the guest has written: copy them then. Nothing is
+        flushed to the physical disk.
+
+        A machine with a `VMConfig.memory_file` gives that file away: it becomes (by a hard link) the folder's
+        `memory`, restored machines map it privately and share its pages, and the machine may only be ended. The others
+        write their memory into `state`.
+
+        Raises MachineError when the machine is not paused or it fails. Failed or cancelled, the folder is empty again
+        and the machine is paused and usable.
+        """
+
+
+@runtime_checkable
+class HasControlLine(Protocol):
+    """Machines with a second serial port that only we can open (`Capabilities.control_line`)."""
+
+    @property
+    def control_line(self) -> Path:
+        """The unix socket (stream, 0600) of the guest's second serial port (`ttyS1`): one connection at a time.
+
+        What the guest writes while nobody is connected is lost. Raises MachineError where the machine was made without.
+        """
+
+
+@runtime_checkable
 class Adopts(Protocol):
     """Backends whose machines outlive the holder (`Capabilities.adoption`)."""
 
     async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> VM | None:
         """Take over a machine that an earlier holder started; None when exactly that process is gone."""
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """Backends that bring saved machines back (`Capabilities.snapshots`)."""
+
+    async def restore(self, config: VMConfig, network: Network, folder: Path) -> VM:
+        """A machine, not yet started, whose `start` brings it up **paused** as `Snapshots.snapshot` saved it.
+
+        Its interface is attached but not on the bridge: re-identify the guest or end the old machine first, then
+        `network.join(config.member, config.slot)`. `Pauses.resume` lets it run. The folder is only read; while the
+        machine lives its files may be removed but never written to.
+
+        `config` describes the machine as for `create`: its disks hold what the saved ones held; cpus and memory are
+        the same unless `Capabilities.change_on_restore` has them; name, MAC, paths and boot may be others. The saved
+        machine decides about the control line. Fixtures: the first ones take the place of those that the saved machine
+        had; further ones are plugged in, and the guest finds them when it runs.
+
+        Raises MachineError when the folder is no snapshot, is tied to another `snapshot_identity`, or does not fit
+        `config`: nothing is touched then.
+        """
+
+    def snapshot_identity(self) -> dict[str, str]:
+        """What a snapshot is tied to: backend, version, accelerator, cpu, machine, architecture.
+
+        A part of every template's key; a snapshot is restored only where it is the same. Blocks for a moment when
+        `Backend.check` was not called before.
+        """
 
 
 class Backend(Protocol):

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from fleetbox._version import __version__
 
 if TYPE_CHECKING:
-    from fleetbox import host, images
+    from fleetbox import host, images, snapshots, templates
     from fleetbox.cluster import Cluster, clusters, up
     from fleetbox.errors import FleetboxError
     from fleetbox.image import Image
     from fleetbox.member import Member, SSHResult
     from fleetbox.records import ClusterRecord, MemberRecord, MemberState
     from fleetbox.refs import resolve, resolve_many, resolve_member
+    from fleetbox.snapshot import Snapshot
     from fleetbox.specs import Fixture, MemberSpec
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "MemberSpec",
     "MemberState",
     "SSHResult",
+    "Snapshot",
     "__version__",
     "clusters",
     "host",
@@ -42,6 +44,8 @@ __all__ = [
     "resolve",
     "resolve_many",
     "resolve_member",
+    "snapshots",
+    "templates",
     "up",
 ]
 
@@ -56,6 +60,7 @@ _HOME = {
     "MemberSpec": "specs",
     "MemberState": "records",
     "SSHResult": "member",
+    "Snapshot": "snapshot",
     "clusters": "cluster",
     "resolve": "refs",
     "resolve_many": "refs",
@@ -65,7 +70,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("host", "images"):
+    if name in ("host", "images", "snapshots", "templates"):
         return importlib.import_module(f"fleetbox.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"fleetbox.{_HOME[name]}"), name)

@@ -80,16 +80,22 @@ class Cluster:
         fixtures: Sequence[Fixture] | None = None,
         boot: str | None = None,
         kernel: str | None = None,
+        cold: bool = False,
+        control_line: bool = True,
         timeout_s: float = 0.0,
         on_event: OnEvent | None = None,
     ) -> list[Member]:
         """Add members and return them once they are ready; what is not given is as the cluster was made with.
 
+        `cold` and `control_line` as for `up`.
+
         Raises ConflictError when a name is taken, and as `up` does.
         """
-        spec = _spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
+        spec = spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
         check_member_spec(spec.apply(self.record.spec))
-        request = AddRequest(names=tuple(names), count=count, spec=spec, timeout_s=timeout_s)
+        request = AddRequest(
+            names=tuple(names), count=count, spec=spec, cold=cold, control_line=control_line, timeout_s=timeout_s
+        )
         added = self._run("add", request, on_event)
         return [Member(self.name, name) for name in added["members"]]
 
@@ -135,7 +141,7 @@ def _await_end(holder: HolderRecord | None, limit_s: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-def _spec_change(
+def spec_change(
     image: str | None,
     cpus: int | None,
     memory_bytes: int | None,
@@ -144,6 +150,7 @@ def _spec_change(
     boot: str | None,
     kernel: str | None,
 ) -> SpecChange:
+    """What was said about members, as requests carry it."""
     return SpecChange(
         image=image,
         cpus=cpus,
@@ -169,6 +176,8 @@ def up(
     kernel: str | None = None,
     backend: str = "",
     network: NetworkMode = "auto",
+    cold: bool = False,
+    control_line: bool = True,
     timeout_s: float = 0.0,
     on_event: OnEvent | None = None,
 ) -> Cluster:
@@ -178,17 +187,27 @@ def up(
     and `names` has one member; an existing one keeps its own. `timeout_s` limits each member's boot (0: by
     accelerator).
 
+    New members are cloned from a template, which is made when it is missing, unless they are to be `cold`.
+    `control_line` False gives the guests no second serial port: they are then told who they are by SSH.
+
     Raises UsageError for what can never work, HostError for what this host cannot do, ImageError, NetworkError,
     MachineError (its details end with the serial log), PartialError when some members failed and the others are up.
     """
     cluster = Cluster(name)
-    spec = _spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
+    spec = spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
     base = cluster.record.spec if name in cluster_names() else MemberSpec()
     check_member_spec(spec.apply(base))
     if members is not None or names:
         member_names(members, names)
     request = UpRequest(
-        members=members, names=tuple(names), spec=spec, backend=backend, network=network, timeout_s=timeout_s
+        members=members,
+        names=tuple(names),
+        spec=spec,
+        backend=backend,
+        network=network,
+        cold=cold,
+        control_line=control_line,
+        timeout_s=timeout_s,
     )
     cluster._run("up", request, on_event)
     return cluster

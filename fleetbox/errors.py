@@ -14,6 +14,7 @@ The tree, with each class's exit code::
     ├── RecordError               1   a state file cannot be read or written
     ├── ImageError                1   an image cannot be had, read or used
     ├── DiskError                 1   a disk cannot be made, grown or locked
+    ├── SnapshotError             1   a snapshot or its archive cannot be made, read or used
     ├── NetworkError              1   the cluster's network cannot be made or kept
     ├── MachineError              1   a machine did not start, answer or stop
     ├── PartialError              1   some of several targets failed; `failures` names each
@@ -45,6 +46,7 @@ __all__ = [
     "PartialError",
     "ProtocolError",
     "RecordError",
+    "SnapshotError",
     "UsageError",
     "from_wire",
 ]
@@ -126,6 +128,10 @@ class DiskError(FleetboxError):
     code = "disk"
 
 
+class SnapshotError(FleetboxError):
+    code = "snapshot"
+
+
 class NetworkError(FleetboxError):
     code = "network"
 
@@ -170,6 +176,7 @@ _BY_CODE: dict[str, type[FleetboxError]] = {
         RecordError,
         ImageError,
         DiskError,
+        SnapshotError,
         NetworkError,
         MachineError,
         OperationInterrupted,

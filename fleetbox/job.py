@@ -18,12 +18,16 @@ import msgspec
 from fleetbox.stream import OnEvent, follow
 
 
-def run_job(operation: str, request: dict[str, Any], on_event: OnEvent | None = None) -> Any:
-    """Run one host operation to its end and return its JSON result. Raises its error, or OperationInterrupted."""
+def run_job(operation: str, request: dict[str, Any], on_event: OnEvent | None = None, fds: tuple[int, ...] = ()) -> Any:
+    """Run one host operation to its end and return its JSON result; it inherits `fds` under their numbers.
+
+    Raises its error, or OperationInterrupted.
+    """
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "fleetbox.holder.job"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        pass_fds=fds,
         start_new_session=True,  # Ctrl-C on the terminal comes to us alone; `follow` passes it on once
     )
     assert child.stdin is not None

@@ -116,6 +116,11 @@ def blobs_dir() -> Path:
     return data_dir() / "blobs"
 
 
+def snapshots_dir() -> Path:
+    """Holds `<id>/snapshot.json` and a folder per member of each snapshot."""
+    return data_dir() / "snapshots"
+
+
 def images_dir() -> Path:
     """Holds `<digest>/image.json` with the kernel and initrd of each image; its disk is a blob."""
     return data_dir() / "images"
@@ -123,6 +128,16 @@ def images_dir() -> Path:
 
 def downloads_dir() -> Path:
     return cache_dir() / "downloads"
+
+
+def verified_dir() -> Path:
+    """Base disks whose digest was found right, by digest: the file's stamp at that time."""
+    return cache_dir() / "verified"
+
+
+def templates_dir() -> Path:
+    """Holds `<key>/` of each template: its record and the saved machine; its disk is a blob."""
+    return cache_dir() / "templates"
 
 
 def bin_dir() -> Path:

@@ -45,7 +45,12 @@ class MachineHandle(msgspec.Struct, frozen=True):
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
-    """One member. Paths are absolute; `ip` and `mac` are kept while it is stopped; times are Unix seconds."""
+    """One member. Paths are absolute; `ip` and `mac` are kept while it is stopped; times are Unix seconds.
+
+    `base` is the digest of the template's blob that its disk stands on; empty: it stands on its image's. `warm` says
+    that it was cloned from a template, `control_line` that its guest may be given one. `slot` (0 or 1) is which of its
+    two places its machine has: while a member is restored, both are taken.
+    """
 
     id: str
     name: str
@@ -58,6 +63,10 @@ class MemberRecord(msgspec.Struct, frozen=True):
     created_at: float
     started_at: float = 0.0
     instance: str = ""
+    base: str = ""
+    warm: bool = False
+    control_line: bool = True
+    slot: int = 0
     handle: MachineHandle | None = None
     error: str = ""
 

@@ -22,6 +22,11 @@ MIN_MEMORY_BYTES = 128 * MIB
 MAX_MEMORY_BYTES = 4 * TIB
 MIN_DISK_BYTES = 64 * MIB
 MAX_DISK_BYTES = 64 * TIB
+NOWHERE = "/nonexistent"
+"""The host folder of a fixture that came with a snapshot from elsewhere: only its packed disk is here."""
+
+TEMPLATE_NAME = "fleetbox-template"
+"""The name of the machine that is booted to become a template, while it is; no member may be called that."""
 
 BootMode = Literal["auto", "direct", "firmware"]
 NetworkMode = Literal["auto", "host", "private"]
@@ -120,6 +125,8 @@ def member_names(count: int | None, names: Sequence[str], taken: Sequence[str] =
     """
     for name in names:
         check_label(name, "member name")
+        if name == TEMPLATE_NAME:
+            raise UsageError(f"the name {name!r} is reserved", hint="choose another one")
     if len(set(names)) < len(names):
         raise UsageError(
             "a member name is given twice", why=", ".join(sorted({n for n in names if list(names).count(n) > 1}))

@@ -100,7 +100,11 @@ class SpecChange(Request, frozen=True):
 
 
 class UpRequest(Request, frozen=True):
-    """Make the cluster exist and run: create what is missing, start what is stopped, leave the rest alone."""
+    """Make the cluster exist and run: create what is missing, start what is stopped, leave the rest alone.
+
+    With `cold` the new members are booted; else they are cloned from a template, where the backend can. `control_line`
+    False forbids the guests' second serial port: they are then told who they are by SSH.
+    """
 
     members: int | None = None
     names: tuple[str, ...] = ()
@@ -108,21 +112,56 @@ class UpRequest(Request, frozen=True):
     backend: str = ""
     network: NetworkMode = "auto"
     timeout_s: float = 0.0
+    cold: bool = False
+    control_line: bool = True
 
 
 class AddRequest(Request, frozen=True):
-    """Add members: the named ones, or `count` with the next free names."""
+    """Add members: the named ones, or `count` with the next free names. `cold` and `control_line` as in UpRequest."""
 
     names: tuple[str, ...] = ()
     count: int | None = None
     spec: SpecChange = SpecChange()
     timeout_s: float = 0.0
+    cold: bool = False
+    control_line: bool = True
 
 
 class TargetsRequest(Request, frozen=True):
     """Act on members by name; none means all. `timeout_s` 0 is the default of the operation."""
 
     members: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+
+
+class SaveRequest(Request, frozen=True):
+    """Save a snapshot: of one member by name, or of the whole cluster (none). Answers `{"snapshot": Snapshot}`."""
+
+    members: tuple[str, ...] = ()
+    name: str = ""
+    description: str = ""
+
+
+class RestoreRequest(Request, frozen=True):
+    """Put a member, or the whole cluster (none), back to a snapshot, named by its id. Answers `{"members": [name]}`."""
+
+    snapshot: str
+    members: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+
+
+class CloneRequest(Request, frozen=True):
+    """Make members from a snapshot, named by its id, in the cluster of the holder that is asked.
+
+    A member's snapshot becomes the member `name` (empty: the next free name) of a cluster that may exist; a cluster's
+    snapshot becomes a whole new cluster. `spec` is what the user wants changed. Answers `{"members": [name]}`.
+    """
+
+    snapshot: str
+    name: str = ""
+    spec: SpecChange = SpecChange()
+    network: NetworkMode = "auto"
+    control_line: bool = True
     timeout_s: float = 0.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fleetbox_cli.verb import Entry, LazyGroup
 
 _V = "fleetbox_cli.verbs."
-_MAKE, _USE, _HOST = "Clusters", "Looking and using", "This host"
+_MAKE, _USE, _SAVE, _HOST = "Clusters", "Looking and using", "Saved machines", "This host"
 
 ENTRIES = {
     "up": Entry(_V + "up:up", "Make a cluster exist and run.", _MAKE),
@@ -19,6 +19,10 @@ ENTRIES = {
     "ssh": Entry(_V + "ssh:ssh", "Open a shell on a member, or run a command on it.", _USE),
     "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
+    "snapshot": Entry(_V + "snapshot:snapshot", "Save members and clusters, and carry them elsewhere.", _SAVE),
+    "clone": Entry(_V + "rollback:clone", "Make a new member or cluster of a snapshot.", _SAVE),
+    "restore": Entry(_V + "rollback:restore", "Put a member or cluster back to a snapshot.", _SAVE),
+    "template": Entry(_V + "template:template", "List and remove what new members are cloned from.", _SAVE),
     "image": Entry(_V + "image:image", "Get, build, list and remove images.", _HOST),
     "prune": Entry(_V + "host:prune", "Remove what nobody owns any more.", _HOST),
     "doctor": Entry(_V + "host:doctor", "Check whether this host can run machines.", _HOST),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from fleetbox_cli.grammar import GRAMMAR, Verb
 
@@ -99,4 +101,34 @@ def _images() -> Iterator[Candidate]:
             continue  # a broken record is for `fleetbox image ls` to report
 
 
-_SOURCES: dict[str, Callable[[], Iterator[Candidate]]] = {"CLUSTER": _clusters, "REF": _refs, "IMAGE": _images}
+def _snapshots() -> Iterator[Candidate]:
+    from fleetbox import paths
+
+    for record in _records(paths.snapshots_dir(), "snapshot.json"):
+        yield str(record.get("name") or record.get("id", "")), f"{record.get('kind')} of {record.get('cluster')}"
+
+
+def _templates() -> Iterator[Candidate]:
+    from fleetbox import paths
+
+    for record in _records(paths.templates_dir(), "template.json"):
+        image = record.get("image") or record.get("backend")
+        yield str(record.get("key", ""))[:12], f"{image}, {record.get('cpus')} cpus"
+
+
+def _records(folder: Path, name: str) -> Iterator[dict[str, object]]:
+    """The records that can be read; a broken one is for the verbs to report."""
+    import msgspec
+
+    for path in folder.glob(f"[0-9a-f]*/{name}"):
+        with suppress(OSError, ValueError, TypeError):
+            yield msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+
+
+_SOURCES: dict[str, Callable[[], Iterator[Candidate]]] = {
+    "CLUSTER": _clusters,
+    "REF": _refs,
+    "IMAGE": _images,
+    "SNAPSHOT": _snapshots,
+    "TEMPLATE": _templates,
+}

@@ -44,6 +44,8 @@ GRAMMAR: Verb = {
                 "--network": "auto|host|private\tWhere the cluster's network is made. [default: auto]",
                 "--boot": "auto|direct|firmware\tHow a member starts. [default: auto]",
                 "--kernel": "FILE\tBoot this kernel, not the image's.",
+                "--cold": "\tBoot the new members instead of cloning a warm template.",
+                "--no-control-line": "\tTell a clone who it is by SSH, not over its second serial port.",
                 "--timeout": "SECONDS\tGive up after so long.",
             },
             "arguments": [
@@ -62,6 +64,8 @@ GRAMMAR: Verb = {
                 "--fixture": "HOST:GUEST\tShow a host folder read-only in the guest. Repeatable.",
                 "--boot": "auto|direct|firmware\tHow a member starts. [default: auto]",
                 "--kernel": "FILE\tBoot this kernel, not the image's.",
+                "--cold": "\tBoot the new members instead of cloning a warm template.",
+                "--no-control-line": "\tTell a clone who it is by SSH, not over its second serial port.",
                 "--timeout": "SECONDS\tGive up after so long.",
             },
             "arguments": [
@@ -152,6 +156,125 @@ GRAMMAR: Verb = {
                 "REF",
             ],
             "verbs": {},
+        },
+        "snapshot": {
+            "help": "Save members and clusters, and carry them elsewhere.",
+            "options": {},
+            "arguments": [],
+            "verbs": {
+                "save": {
+                    "help": "Save a member, or a whole cluster at one instant.",
+                    "options": {
+                        "--name": "NAME\tName the snapshot.",
+                        "--description": "TEXT\tWhat it is for.",
+                        "--output": "FILE\tWrite an archive there (-: standard output) and keep nothing.",
+                    },
+                    "arguments": [
+                        "REF",
+                    ],
+                    "verbs": {},
+                },
+                "ls": {
+                    "help": "List the snapshots that are here.",
+                    "options": {},
+                    "arguments": [],
+                    "verbs": {},
+                },
+                "inspect": {
+                    "help": "Show a snapshot in detail.",
+                    "options": {},
+                    "arguments": [
+                        "SNAPSHOT",
+                    ],
+                    "verbs": {},
+                },
+                "rm": {
+                    "help": "Remove snapshots.",
+                    "options": {},
+                    "arguments": [
+                        "SNAPSHOT...",
+                    ],
+                    "verbs": {},
+                },
+                "export": {
+                    "help": "Write a snapshot as a tar.",
+                    "options": {},
+                    "arguments": [
+                        "SNAPSHOT",
+                        "FILE",
+                    ],
+                    "verbs": {},
+                },
+                "import": {
+                    "help": "Take in a snapshot that was exported.",
+                    "options": {
+                        "--name": "NAME\tName the snapshot.",
+                        "--max-size": "SIZE\tRefuse what would store more. [default: no limit]",
+                    },
+                    "arguments": [
+                        "FILE",
+                    ],
+                    "verbs": {},
+                },
+            },
+        },
+        "clone": {
+            "help": "Make a new member or cluster of a snapshot.",
+            "options": {
+                "--cpus": "N\tWhere the backend can change them.",
+                "--memory": "SIZE\tWhere the backend can.",
+                "--disk": "SIZE\tGrow the disk to this. [default: as the image]",
+                "--fixture": "HOST:GUEST\tShow a host folder read-only in the guest. Repeatable.",
+                "--network": "auto|host|private\tOf a new cluster. [default: auto]",
+                "--no-control-line": "\tTell a clone who it is by SSH, not over its second serial port.",
+                "--timeout": "SECONDS\tGive up after so long.",
+            },
+            "arguments": [
+                "SNAPSHOT",
+                "NAME",
+            ],
+            "verbs": {},
+        },
+        "restore": {
+            "help": "Put a member or cluster back to a snapshot.",
+            "options": {
+                "--timeout": "SECONDS\tGive up after so long.",
+            },
+            "arguments": [
+                "REF",
+                "SNAPSHOT",
+            ],
+            "verbs": {},
+        },
+        "template": {
+            "help": "List and remove what new members are cloned from.",
+            "options": {},
+            "arguments": [],
+            "verbs": {
+                "ls": {
+                    "help": "List the templates that are here.",
+                    "options": {},
+                    "arguments": [],
+                    "verbs": {},
+                },
+                "rm": {
+                    "help": "Remove templates.",
+                    "options": {},
+                    "arguments": [
+                        "TEMPLATE...",
+                    ],
+                    "verbs": {},
+                },
+                "prune": {
+                    "help": "Remove templates that were not used for a while.",
+                    "options": {
+                        "--days": "DAYS\tRemove what was not used for so long.",
+                        "--dry-run": "\tOnly say what would be removed.",
+                    },
+                    "arguments": [],
+                    "verbs": {},
+                },
+            },
         },
         "image": {
             "help": "Get, build, list and remove images.",

@@ -32,6 +32,13 @@ Boot = Annotated[
     typer.Option("--boot", metavar="auto|direct|firmware", help="How a member starts. [default: auto]"),
 ]
 Kernel = Annotated[str | None, typer.Option("--kernel", metavar="FILE", help="Boot this kernel, not the image's.")]
+Cold = Annotated[bool, typer.Option("--cold", help="Boot the new members instead of cloning a warm template.")]
+NoControlLine = Annotated[
+    bool, typer.Option("--no-control-line", help="Tell a clone who it is by SSH, not over its second serial port.")
+]
+Snapshot = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", show_default=False, help="A snapshot's name, id or beginning of an id.")
+]
 Timeout = Annotated[
     float,
     typer.Option("--timeout", metavar="SECONDS", min=0, show_default=False, help="Give up after so long."),

@@ -10,8 +10,10 @@ import time
 import msgspec
 
 from fleetbox import paths
-from fleetbox.records import ClusterRecord, MemberRecord, live_holder, observed_state
+from fleetbox.records import ClusterRecord, MemberRecord, MemberState, live_holder, observed_state
 from fleetbox.sizes import format_size
+from fleetbox.snapshot import Snapshot
+from fleetbox.template import Template
 from fleetbox_cli.render import Table, age
 
 
@@ -52,6 +54,94 @@ class ClusterView(msgspec.Struct, frozen=True):
     holder_pid: int
     holder_version: str
     members: list[MemberView]
+
+
+class SavedMemberView(msgspec.Struct, frozen=True):
+    """A member in a snapshot; `running` says that its memory was saved too."""
+
+    name: str
+    running: bool
+    ip: str
+    mac: str
+    image: str
+    image_digest: str
+    cpus: int
+    memory_bytes: int
+
+
+class SnapshotView(msgspec.Struct, frozen=True):
+    """A snapshot. Sizes in bytes; `stored_bytes` is without holes and base disks."""
+
+    id: str
+    name: str
+    description: str
+    kind: str
+    created_at: float
+    cluster: str
+    subnet: str
+    backend: str
+    accelerator: str
+    identity: dict[str, str]
+    images: tuple[str, ...]
+    size_bytes: int
+    stored_bytes: int
+    folder: str
+    members: list[SavedMemberView]
+
+
+def snapshot_view(snapshot: Snapshot) -> SnapshotView:
+    """The snapshot as its record says."""
+    return SnapshotView(
+        id=snapshot.id,
+        name=snapshot.name,
+        description=snapshot.description,
+        kind=snapshot.kind,
+        created_at=snapshot.created_at,
+        cluster=snapshot.cluster,
+        subnet=snapshot.subnet,
+        backend=snapshot.backend,
+        accelerator=snapshot.accelerator,
+        identity=snapshot.identity,
+        images=snapshot.images,
+        size_bytes=snapshot.size_bytes,
+        stored_bytes=snapshot.stored_bytes,
+        folder=str(paths.snapshots_dir() / snapshot.id),
+        members=[
+            SavedMemberView(
+                name=member.name,
+                running=member.state is MemberState.RUNNING,
+                ip=member.ip,
+                mac=member.mac,
+                image=member.spec.image,
+                image_digest=member.image_digest,
+                cpus=member.spec.cpus,
+                memory_bytes=member.spec.memory_bytes,
+            )
+            for member in snapshot.members.values()
+        ],
+    )
+
+
+class TemplateView(msgspec.Struct, frozen=True):
+    """A template. Sizes in bytes, times in Unix seconds; `used_at` is when a member was last cloned from it."""
+
+    key: str
+    created_at: float
+    used_at: float
+    image: str
+    image_digest: str
+    backend: str
+    accelerator: str
+    cpus: int
+    memory_bytes: int
+    disk_bytes: int
+    control_line: bool
+    stored_bytes: int
+
+
+def template_view(template: Template) -> TemplateView:
+    """The template as its record says."""
+    return TemplateView(**{name: getattr(template, name) for name in TemplateView.__struct_fields__})
 
 
 def member_view(cluster: str, member: MemberRecord) -> MemberView:

@@ -31,6 +31,12 @@ def _work(call: Call) -> Work:
         family, _, verb = call.operation.partition(".")
         if family == "image":
             return await _image(verb, call.request, emit)
+        if family == "snapshot":
+            from fleetbox.holder.snapshots import job
+
+            return await job.run(verb, call.request, emit)
+        if family == "template":
+            return await _template(verb, call.request)
         if family == "doctor":
             from fleetbox.holder import doctor
 
@@ -46,6 +52,21 @@ def _work(call: Call) -> Work:
     return work
 
 
+async def _template(verb: str, request: dict[str, Any]) -> Any:
+    from fleetbox.holder.warm.templates import TemplateStore
+    from fleetbox.host import PruneReport
+
+    store = TemplateStore()
+    match verb:
+        case "list":
+            return await asyncio.to_thread(store.templates)
+        case "remove":
+            return await asyncio.to_thread(store.remove, **request)
+        case "prune":
+            return PruneReport(tuple(await asyncio.to_thread(store.prune, **request)))
+    raise NotFoundError(f"there is no operation 'template.{verb}'")
+
+
 async def _image(verb: str, request: dict[str, Any], emit: Emit) -> Any:
     from fleetbox.holder.images.library import ImageLibrary
 
@@ -56,7 +77,12 @@ async def _image(verb: str, request: dict[str, Any], emit: Emit) -> Any:
         case "inspect":
             return library.inspect(**request)
         case "remove":
-            return library.remove(**request)
+            from fleetbox.holder.warm.templates import TemplateStore
+
+            removed = library.remove(**request)
+            for image in removed:
+                TemplateStore().forget_image(image.digest)
+            return removed
         case "pull":
             return await library.pull(**request, on_event=emit)
         case "build":

@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from fleetbox import ssh
-from fleetbox.backends.base import VM, Adopts, Backend, Network, timeout_scale
+from fleetbox.backends.base import VM, Adopts, Backend, Network, Pauses, Restores, State, timeout_scale
 from fleetbox.backends.host import process
 from fleetbox.errors import DiskError, FleetboxError, MachineError
 from fleetbox.holder.gate import BootGate
@@ -29,11 +30,17 @@ from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.keys import installation_key
 from fleetbox.holder.operations import Steps
 from fleetbox.holder.orphans import end_process
-from fleetbox.holder.provision import Provisioner
+from fleetbox.holder.provision import Provisioner, packed_fixtures, remove_slot
 from fleetbox.holder.readiness import wait_for_ssh
 from fleetbox.holder.store import ClusterStore
+from fleetbox.holder.warm.clones import become, mount_fixtures
+from fleetbox.holder.warm.templates import TemplateStore
 from fleetbox.image import Image
 from fleetbox.records import MemberRecord, MemberState
+from fleetbox.template import Template
+
+if TYPE_CHECKING:
+    from fleetbox.holder.warm.making import TemplateSource
 
 log = logging.getLogger(__name__)
 
@@ -59,34 +66,45 @@ class Members:
         self.machines: dict[str, Machine] = {}
         self.network = network
         self._store = store
-        self._backend = backend
+        self.backend = backend
         self._on_end = on_end
         self._capabilities = backend.capabilities()
-        self._gate = BootGate(emulated=self._capabilities.emulated)
-        self._provisioner = Provisioner(store.current.name, self._capabilities, installation_key().public_text)
+        self.gate = BootGate(emulated=self._capabilities.emulated)
+        self.provisioner = Provisioner(store.current.name, self._capabilities, installation_key().public_text)
 
     def boot_limit(self, timeout_s: float) -> float:
         """The time limit of a boot: the user's, or by accelerator, scaled."""
         limit = EMULATED_BOOT_LIMIT_S if self._capabilities.emulated else BOOT_LIMIT_S
         return (timeout_s or limit) * timeout_scale()
 
-    async def create(self, placeholder: MemberRecord, image: Image | None, steps: Steps, timeout_s: float) -> None:
-        """Make and boot the member whose placeholder is reserved. Raises after undoing all of it."""
+    async def create(
+        self,
+        placeholder: MemberRecord,
+        image: Image | None,
+        steps: Steps,
+        timeout_s: float,
+        source: TemplateSource | None = None,
+    ) -> None:
+        """Make the member whose placeholder is reserved: a clone of the template of `source`, or booted where there is
+        none. Raises after undoing all of it.
+        """
         name = placeholder.name
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(self._drop, name)
-            async with self._gate.slot():
+            undo.push_async_callback(self.drop, name)
+            async with self.gate.slot():
                 folder = Path(placeholder.folder)
-                with steps.step("disk"):
-                    _make_folder(folder)
-                    undo.push_async_callback(_remove_folder, folder)
-                    record = msgspec.structs.replace(placeholder, image_digest=image.digest if image else "")
-                    await self._provisioner.make_disk(record, image)
+                make_folder(folder)
+                undo.push_async_callback(remove_folder, folder)
                 lease = await self.network.reserve(name)
                 undo.push_async_callback(self.network.release, name)
-                record = self._store.put_member(msgspec.structs.replace(record, ip=lease.ip, mac=lease.mac))
+                digest = image.digest if image else ""
+                record = msgspec.structs.replace(placeholder, image_digest=digest, ip=lease.ip, mac=lease.mac)
                 undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
-                await self._boot(record, image, steps, timeout_s, undo)
+                if source is None or not await self._clone(record, image, source, steps, timeout_s, undo):
+                    self._store.put_member(record)
+                    with steps.step("disk"):
+                        await self.provisioner.make_disk(record, image)
+                    await self.boot(record, image, steps, timeout_s, undo)
                 self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
                 await self._store.commit()
                 undo.pop_all()
@@ -96,15 +114,15 @@ class Members:
         record = self._store.change_member(name, state=MemberState.STARTING, error="", handle=None)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._mark_stopped, name)
-            async with self._gate.slot():
+            async with self.gate.slot():
                 lease = await self.network.reserve(name, record.ip)
                 record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
-                await self._boot(record, image, steps, timeout_s, undo)
+                await self.boot(record, image, steps, timeout_s, undo)
                 self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
                 await self._store.commit()
                 undo.pop_all()
 
-    async def _boot(
+    async def boot(
         self, record: MemberRecord, image: Image | None, steps: Steps, timeout_s: float, undo: AsyncExitStack
     ) -> None:
         deadline = asyncio.get_running_loop().time() + self.boot_limit(timeout_s)
@@ -113,23 +131,107 @@ class Members:
             return max(0.1, deadline - asyncio.get_running_loop().time())
 
         lease = await self.network.reserve(record.name, record.ip)
-        fixture_disks = await self._provisioner.make_seed(record, lease)
-        config = self._provisioner.config(record, image, lease, fixture_disks)
-        vm = await self._backend.create(config, self.network)
-        undo.push_async_callback(self._end_now, record.name, vm)
-        async with _with_serial_tail(record):
+        fixture_disks = await self.provisioner.make_seed(record, lease)
+        config = self.provisioner.config(record, image, lease, fixture_disks)
+        vm = await self.backend.create(config, self.network)
+        undo.push_async_callback(self.end_now, record.name, vm)
+        async with with_serial_tail(record):
             with steps.step("boot"):
-                async with self._gate.launching(vm):
+                async with self.gate.launching(vm):
                     await vm.start()
                     # Written at once: after a crash the machine is found again by what stands here.
                     record = self._store.change_member(record.name, handle=vm.handle)
-                    self._watch(record.name, vm)
+                    self.watch(record.name, vm)
                     await self._store.commit()
+            await self.wait_ready(record, vm, steps, left)
+
+    async def wait_ready(
+        self, record: MemberRecord, vm: VM, steps: Steps, left: Callable[[], float], *, woken: bool = False
+    ) -> None:
+        """Wait until the member is ready. One that has `woken` runs its SSH server already: no connection is spent on
+        finding that out, as each costs an emulated guest much of a second.
+        """
+        if not (woken and self._capabilities.ssh):
             with steps.step("address"):
                 await vm.wait_for_ip(left())
+        if self._capabilities.ssh:
+            with steps.step("ssh"):
+                await wait_for_ssh(self._store.current, record, vm, left())
+
+    async def _clone(
+        self,
+        record: MemberRecord,
+        image: Image | None,
+        source: TemplateSource,
+        steps: Steps,
+        timeout_s: float,
+        undo: AsyncExitStack,
+    ) -> bool:
+        """Clone the member; False, and nothing done, when there is no template that works: it is to be booted."""
+        deadline = asyncio.get_running_loop().time() + self.boot_limit(timeout_s)
+
+        def left() -> float:
+            return max(0.1, deadline - asyncio.get_running_loop().time())
+
+        while (template := source.template) is not None:
+            async with AsyncExitStack() as attempt:
+                try:
+                    cloned, vm = await self._wake(record, image, template, source, steps, attempt)
+                except MachineError as e:
+                    failure = e
+                else:
+                    undo.push_async_exit(attempt.pop_all())
+                    try:
+                        async with with_serial_tail(record):
+                            await self.wait_ready(cloned, vm, steps, left, woken=True)
+                            if self._capabilities.ssh:
+                                await mount_fixtures(self._store.current, cloned, left())
+                    except MachineError:
+                        await asyncio.to_thread(TemplateStore().discard, template)
+                        raise
+                    return True
+            await source.instead_of(template, failure)
+        return False
+
+    async def _wake(
+        self,
+        record: MemberRecord,
+        image: Image | None,
+        template: Template,
+        source: TemplateSource,
+        steps: Steps,
+        undo: AsyncExitStack,
+    ) -> tuple[MemberRecord, VM]:
+        """Bring the template's machine to life as the member; MachineError when the template is no good."""
+        store, backend = TemplateStore(), self.backend
+        assert isinstance(backend, Restores)
+        record = self._store.put_member(msgspec.structs.replace(record, base=template.base, warm=True))
+        with steps.step("disk"):
+            # Pinned first, then looked for: whoever removes templates does it the other way round.
+            await self._store.commit()
+            if await asyncio.to_thread(store.find, template.key) is None:
+                raise MachineError(f"the template of {record.name} is gone", why="it was removed meanwhile")
+            undo.push_async_callback(asyncio.to_thread, remove_slot, record, record.slot)
+            await self.provisioner.make_disk(record, image, store.disk(template))
+            store.used(template)
+        lease = await self.network.reserve(record.name, record.ip)
+        fixture_disks = await self.provisioner.make_seed(record, lease)
+        config = self.provisioner.config(record, image, lease, fixture_disks)
+        with steps.step("restore"):
+            vm = await backend.restore(config, self.network, store.folder(template))
+            undo.push_async_callback(self.end_now, record.name, vm)
+            await vm.start()
+            record = self._store.change_member(record.name, handle=vm.handle)
+            self.watch(record.name, vm)
+            await self._store.commit()
+            assert isinstance(vm, Pauses)
+            await vm.resume()
+        with steps.step("identity"):
             if self._capabilities.ssh:
-                with steps.step("ssh"):
-                    await wait_for_ssh(self._store.current, record, vm, left())
+                cluster = self._store.current.name
+                await become(vm, cluster, record, lease, template, self.network, source.host)
+            await self.network.join(record.name, record.slot)
+        return record, vm
 
     async def stop(self, name: str, steps: Steps, timeout_s: float) -> None:
         """Shut the member down, gently first. Stopped already: nothing."""
@@ -141,7 +243,7 @@ class Members:
             machine.wanted_end = True
             self._store.change_member(name, state=MemberState.STOPPING)
             try:
-                await self._close_master(name)
+                await close_master(self._store.current.name, name)
                 await machine.vm.stop((timeout_s or STOP_LIMIT_S) * timeout_scale())
             except BaseException:
                 if name in self.machines:  # interrupted, or it cannot be ended: it runs on
@@ -160,31 +262,45 @@ class Members:
         machine = self.machines.get(name)
         if machine is not None:
             machine.wanted_end = True
-            await asyncio.gather(machine.vm.kill(), self._close_master(name))
+            await asyncio.gather(machine.vm.kill(), close_master(self._store.current.name, name))
             await machine.watcher
         await self.network.release(name)
         await erase(self._store.current.name, record)
-        await self._drop(name)
+        await self.drop(name)
 
     async def adopt(self, record: MemberRecord, image: Image | None) -> bool:
         """Take over the machine of an earlier holder: False when it has ended meanwhile, or this backend cannot."""
-        if record.handle is None or not isinstance(self._backend, Adopts):
+        if record.handle is None or not isinstance(self.backend, Adopts):
             return False
         lease = await self.network.reserve(record.name, record.ip)
-        config = self._provisioner.config(record, image, lease, ())
-        vm = await self._backend.adopt(config, self.network, record.handle)
+        config = self.provisioner.config(record, image, lease, packed_fixtures(record))
+        vm = await self.backend.adopt(config, self.network, record.handle)
         if vm is None:
             return False
+        # A holder that died while it saved or restored has left it paused, and maybe off the bridge.
+        await self.network.join(record.name, record.slot)
+        if vm.state() is State.PAUSED and isinstance(vm, Pauses):
+            await vm.resume()
         self._store.change_member(record.name, state=MemberState.RUNNING, handle=vm.handle)
-        self._watch(record.name, vm)
+        self.watch(record.name, vm)
         return True
 
-    def _watch(self, name: str, vm: VM) -> None:
+    def watch(self, name: str, vm: VM) -> None:
         self.machines[name] = Machine(vm, asyncio.create_task(self._await_end(name, vm), name=f"watch {name}"))
+
+    def replace(self, name: str, vm: VM | None) -> Machine | None:
+        """Make `vm` the member's machine and return the one before, whose end is no more the member's."""
+        before = self.machines.pop(name, None)
+        if vm is not None:
+            self.watch(name, vm)
+        return before
 
     async def _await_end(self, name: str, vm: VM) -> None:
         status = await vm.wait()
-        machine = self.machines.pop(name)
+        machine = self.machines.get(name)
+        if machine is None or machine.vm is not vm:
+            return  # replaced
+        del self.machines[name]
         log.info("%s has ended: %s", name, status.reason or "as asked")
         record = self._store.record
         if record is None or name not in record.members or record.members[name].state is MemberState.CREATING:
@@ -192,14 +308,14 @@ class Members:
         await self._mark_stopped(name, "" if machine.wanted_end else status.reason)
         self._on_end()
 
-    async def _end_now(self, name: str, vm: VM) -> None:
+    async def end_now(self, name: str, vm: VM) -> None:
         machine = self.machines.get(name)
         if machine is not None:
             machine.wanted_end = True
         await vm.kill()
         if machine is not None:
             await machine.watcher
-        await self._close_master(name)
+        await close_master(self._store.current.name, name)
 
     async def _mark_stopped(self, name: str, error: str = "") -> None:
         record = self._store.current.members[name]
@@ -207,7 +323,7 @@ class Members:
             self._store.change_member(name, state=MemberState.STOPPED, handle=None, error=error or record.error)
         await self._commit_if_possible()
 
-    async def _drop(self, name: str) -> None:
+    async def drop(self, name: str) -> None:
         self._store.drop_member(name)
         await self._commit_if_possible()
 
@@ -218,17 +334,9 @@ class Members:
         except FleetboxError as e:
             log.error("%s", e)  # noqa: TRY400 - the error explains itself
 
-    async def _close_master(self, name: str) -> None:
-        """End the member's multiplexed SSH connection; it would hang on a machine that is gone."""
-        cluster = self._store.current.name
-        if ssh.control_path(cluster, name).exists():
-            with contextlib.suppress(FleetboxError):
-                await process.run(ssh.close_argv(cluster, name), timeout_s=5.0)
-            ssh.control_path(cluster, name).unlink(missing_ok=True)
-
 
 @asynccontextmanager
-async def _with_serial_tail(record: MemberRecord) -> AsyncIterator[None]:
+async def with_serial_tail(record: MemberRecord) -> AsyncIterator[None]:
     """Give a machine's failure the end of its serial log, where the guest says why."""
     try:
         yield
@@ -236,6 +344,14 @@ async def _with_serial_tail(record: MemberRecord) -> AsyncIterator[None]:
         if not e.details:
             e.details = tuple(process.tail(Path(record.folder) / "serial.log", SERIAL_TAIL_LINES))
         raise
+
+
+async def close_master(cluster: str, name: str) -> None:
+    """End the member's multiplexed SSH connection; it would hang on a machine that is gone."""
+    if ssh.control_path(cluster, name).exists():
+        with contextlib.suppress(FleetboxError):
+            await process.run(ssh.close_argv(cluster, name), timeout_s=5.0)
+        ssh.control_path(cluster, name).unlink(missing_ok=True)
 
 
 async def end_orphan(record: MemberRecord) -> None:
@@ -247,11 +363,11 @@ async def end_orphan(record: MemberRecord) -> None:
 async def erase(cluster: str, record: MemberRecord) -> None:
     """Delete everything of a member that has no machine here, and end the one that a dead holder may have left."""
     await end_orphan(record)
-    await _remove_folder(Path(record.folder))
+    await remove_folder(Path(record.folder))
     await asyncio.to_thread(hostkeys.remove_known_host, cluster, record.name)
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:
@@ -266,7 +382,7 @@ def _make_folder(folder: Path) -> None:
         raise DiskError(f"{folder} cannot be made", why=e.strerror or str(e), hint="see `fleetbox doctor`") from e
 
 
-async def _remove_folder(folder: Path) -> None:
+async def remove_folder(folder: Path) -> None:
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     if folder.exists():
         log.error("%s could not be removed", folder)

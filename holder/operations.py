@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from fleetbox.names import new_id
 from fleetbox.wire import Error, Event, Progress, Result, Started
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Emit = Callable[[Event], None]
 Work = Callable[[Emit], Awaitable[Any]]
@@ -128,3 +130,29 @@ async def all_of(work: Mapping[str, Awaitable[None]], wanted: str) -> None:
         failures,
         hint="the others are done; repeat the command for the rest",
     )
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Do all of it side by side and return the results in order.
+
+    The first failure cancels the rest and is raised once all of it has ended: half of it is of no use to anybody.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except BaseExceptionGroup as e:
+        raise e.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Do what must be finished once it is begun: whoever cancels meanwhile waits for it, and it is done."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            assert caller is not None
+            caller.uncancel()
+    return task.result()

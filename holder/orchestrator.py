@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
 from fleetbox import names as naming
 from fleetbox import paths, wire
 from fleetbox.backends import registry
@@ -25,16 +27,18 @@ from fleetbox.errors import (
 )
 from fleetbox.holder import admission
 from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.members import Members, end_orphan, erase
+from fleetbox.holder.members import Members, end_orphan, erase, remove_folder
 from fleetbox.holder.operations import Emit, Steps, Work, all_of
 from fleetbox.holder.orphans import end_process, find_orphans
-from fleetbox.holder.provision import new_member
+from fleetbox.holder.provision import new_member, remove_slot
 from fleetbox.holder.server import decode
+from fleetbox.holder.snapshots import operations as snapshots
 from fleetbox.holder.store import ClusterStore
+from fleetbox.holder.warm.making import TemplateSource, source_for
 from fleetbox.identity import is_alive
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
-from fleetbox.specs import MemberSpec
+from fleetbox.specs import TEMPLATE_NAME, MemberSpec
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,15 @@ class Orchestrator:
         self._pending = 0
         self._started = time.monotonic()
         self._settling: set[asyncio.Task[None]] = set()
+        self._snapshots = snapshots.SnapshotOperations(
+            store,
+            self._images,
+            host,
+            lambda: self._members,
+            self._ensure_backend,
+            self._ensure_network,
+            self._abandon_if_empty,
+        )
 
     @property
     def busy(self) -> bool:
@@ -80,6 +93,8 @@ class Orchestrator:
             targets = decode(body, wire.TargetsRequest)
             act = {"start": self.start, "stop": self.stop, "destroy": self.destroy}[operation]
             run = lambda emit: act(targets, emit)  # noqa: E731
+        elif operation in snapshots.OPERATIONS:
+            run = self._snapshots.work(operation, body)
         else:
             raise NotFoundError(f"there is no operation {operation!r}")
 
@@ -117,8 +132,9 @@ class Orchestrator:
         admission.check_memory([spec] * len(missing) + [self._store.current.members[n].spec for n in stopped], emit)
         try:
             image = await self._image_for(backend, spec, emit) if missing else None
-            await self._ensure_network(backend, emit)
-            made = await self._bring_up(missing, stopped, spec, image, request.timeout_s, emit)
+            members = await self._ensure_network(backend, emit)
+            source = await source_for(self._store, members, self._host, spec, image, request, emit) if missing else None
+            made = await self._bring_up(missing, stopped, spec, image, request, emit, source)
         except BaseException:
             await asyncio.shield(self._abandon_if_empty())
             raise
@@ -132,8 +148,9 @@ class Orchestrator:
         admission.check_memory([spec] * len(wanted), emit)
         backend = await self._ensure_backend(record, wire.UpRequest(), spec)
         image = await self._image_for(backend, spec, emit)
-        await self._ensure_network(backend, emit)
-        made = await self._bring_up(wanted, [], spec, image, request.timeout_s, emit)
+        members = await self._ensure_network(backend, emit)
+        source = await source_for(self._store, members, self._host, spec, image, request, emit)
+        made = await self._bring_up(wanted, [], spec, image, request, emit, source)
         return {"cluster": self.cluster, "members": made}
 
     async def start(self, request: wire.TargetsRequest, emit: Emit) -> dict[str, Any]:
@@ -144,7 +161,7 @@ class Orchestrator:
             admission.check_memory([self._store.current.members[n].spec for n in stopped], emit)
             backend = await self._ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
             await self._ensure_network(backend, emit)
-            await self._bring_up([], stopped, self._store.current.spec, None, request.timeout_s, emit)
+            await self._bring_up([], stopped, self._store.current.spec, None, request, emit)
         return {"cluster": self.cluster, "members": targets, "started": stopped}
 
     async def stop(self, request: wire.TargetsRequest, emit: Emit) -> dict[str, Any]:
@@ -183,6 +200,7 @@ class Orchestrator:
         for orphan in await asyncio.to_thread(find_orphans, self.cluster, record):
             log.warning("%s %d runs a machine that no record names: ended", orphan.program, orphan.pid)
             await end_process(orphan)
+        await remove_folder(paths.member_dir(self.cluster, TEMPLATE_NAME))
         if record is None:
             return
         for member in record.members.values():
@@ -193,11 +211,16 @@ class Orchestrator:
         if alive:
             backend = await self._ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
             members = await self._ensure_network(backend, lambda event: log.info("%s", event))
+            await members.network.release(TEMPLATE_NAME)
             for member in alive:
                 image = self._images.inspect(member.image_digest) if member.image_digest else None
                 if not await members.adopt(member, image):
                     await end_orphan(member)
         for member in list(self._store.current.members.values()):
+            # What an interrupted restore has left of the machine in the other slot, which was an orphan.
+            await asyncio.to_thread(remove_slot, member, 1 - member.slot)
+            if self._members is not None:
+                await self._members.network.detach(member.name, 1 - member.slot)
             if self._members is None or member.name not in self._members.machines:
                 error = "" if member.state is MemberState.STOPPED else "it ended while no holder was there"
                 self._store.change_member(
@@ -314,8 +337,9 @@ class Orchestrator:
         stopped: list[str],
         spec: MemberSpec,
         image: Image | None,
-        timeout_s: float,
+        request: wire.UpRequest | wire.AddRequest | wire.TargetsRequest,
         emit: Emit,
+        source: TemplateSource | None = None,
     ) -> list[str]:
         """Create the missing and start the stopped members, side by side. Raises PartialError, or the only error."""
         assert self._members is not None
@@ -324,7 +348,10 @@ class Orchestrator:
         now = time.time()
         for name in missing:
             mac = generate_mac(f"{self.cluster}/{name}")
-            self._store.put_member(new_member(self._store.current, name, naming.new_id(), spec, mac, now))
+            member = new_member(self._store.current, name, naming.new_id(), spec, mac, now)
+            if not isinstance(request, wire.TargetsRequest):
+                member = msgspec.structs.replace(member, control_line=request.control_line)
+            self._store.put_member(member)
         try:
             await self._store.commit()
         except BaseException:
@@ -334,12 +361,12 @@ class Orchestrator:
 
         async def start(name: str) -> None:
             kept = self._image_of(backend, self._store.current.members[name])
-            await members.start(name, kept, Steps(emit, name), timeout_s)
+            await members.start(name, kept, Steps(emit, name), request.timeout_s)
 
         work: dict[str, Awaitable[None]] = {name: start(name) for name in stopped}
         for name in missing:
             placeholder = self._store.current.members[name]
-            work[name] = members.create(placeholder, image, Steps(emit, name), timeout_s)
+            work[name] = members.create(placeholder, image, Steps(emit, name), request.timeout_s, source)
         await all_of(work, "brought up")
         return missing
 

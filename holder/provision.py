@@ -6,19 +6,22 @@ import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from fleetbox import paths
-from fleetbox.backends.base import Capabilities, DirectBoot, Disk, FirmwareBoot, Lease, VMConfig
+from fleetbox.backends.base import Capabilities, DirectBoot, Disk, DiskFormat, FirmwareBoot, Lease, VMConfig
 from fleetbox.backends.host import disk as disks
+from fleetbox.backends.host.disklock import lock_file
 from fleetbox.errors import DiskError, HostError, ImageError
 from fleetbox.holder.guest import fixtures, hostkeys
 from fleetbox.holder.guest.seed import Seed, write_seed
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
-from fleetbox.specs import MemberSpec
+from fleetbox.specs import NOWHERE, MemberSpec
 
 # The seed names the interface eth0 anyway; a kernel that keeps to it saves the guest the renaming.
 CMDLINE = "ro console=tty0 console=ttyS0 net.ifnames=0"
+CONTROL_LINE = "ttyS1"
 BLANK_DISK_BYTES = 1 << 20
 
 
@@ -30,9 +33,12 @@ class Provisioner:
     capabilities: Capabilities
     authorized_key: str
 
-    async def make_disk(self, member: MemberRecord, image: Image | None) -> None:
-        """The member's own disk over the image's. Raises DiskError."""
+    async def make_disk(self, member: MemberRecord, image: Image | None, base: Disk | None = None) -> None:
+        """The member's own disk over `base`, a template's, or else over the image's. Raises DiskError."""
         folder = Path(member.folder)
+        if base is not None:
+            await disks.make_disk(base, folder, member.spec.disk_bytes, (base.format,))
+            return
         if image is None:
             await asyncio.to_thread(_blank_disk, folder / "disk.raw", member.spec.disk_bytes or BLANK_DISK_BYTES)
             return
@@ -44,14 +50,14 @@ class Provisioner:
         All of it can be made again: only the host key is kept from start to start.
         """
         folder = Path(member.folder)
-        packed = [
-            await fixtures.pack(fixture, folder / f"fixture-{number}.img", fixtures.label(fixture.guest))
-            for number, fixture in enumerate(member.spec.fixtures)
-        ]
-        await asyncio.to_thread(self._write_seed, member, lease)
-        return tuple(packed)
+        for fixture, disk in zip(member.spec.fixtures, packed_fixtures(member), strict=True):
+            if fixture.host != NOWHERE:
+                await fixtures.pack(fixture, folder / disk.path.name, disk.serial)
+        await asyncio.to_thread(self.write_seed, member, lease)
+        return packed_fixtures(member)
 
-    def _write_seed(self, member: MemberRecord, lease: Lease) -> None:
+    def write_seed(self, member: MemberRecord, lease: Lease) -> None:
+        """Write the member's seed, and its host key's line in `known_hosts`. Blocks."""
         folder = Path(member.folder)
         host_key = hostkeys.make_host_key(folder)
         hostkeys.add_known_host(self.cluster, member.name, lease.ip, host_key.public_text)
@@ -63,6 +69,7 @@ class Provisioner:
             host_key=host_key,
             lease=lease,
             fixtures=member.spec.fixtures,
+            control_line=CONTROL_LINE if self._has_control_line(member) else "",
         )
         write_seed(folder / "seed.iso", seed)
 
@@ -74,18 +81,24 @@ class Provisioner:
         return VMConfig(
             name=f"{self.cluster}/{member.name}",
             run_dir=paths.private_dir(paths.cluster_runtime_dir(self.cluster)),
-            disks=(find_disk(folder),),
+            disks=(find_disk(folder, member.slot),),
             seed=folder / "seed.iso",
-            boot=self._boot(member.spec, image),
+            boot=self.boot(member.spec, image),
             mac=lease.mac,
             cpus=member.spec.cpus,
             memory_bytes=member.spec.memory_bytes,
             serial_log=folder / "serial.log",
             fixtures=fixture_disks,
             assigned_ip=lease.ip,
+            control_line=self._has_control_line(member),
+            slot=member.slot,
         )
 
-    def _boot(self, spec: MemberSpec, image: Image | None) -> DirectBoot | FirmwareBoot:
+    def _has_control_line(self, member: MemberRecord) -> bool:
+        return member.control_line and self.capabilities.control_line
+
+    def boot(self, spec: MemberSpec, image: Image | None) -> DirectBoot | FirmwareBoot:
+        """How a member starts. Raises ImageError, HostError when it cannot."""
         has_kernel = bool(spec.kernel or (image and image.kernel))
         wanted = spec.boot if spec.boot != "auto" else ("direct" if has_kernel else "firmware")
         if image is None:
@@ -107,14 +120,38 @@ class Provisioner:
         return FirmwareBoot()
 
 
-def find_disk(folder: Path) -> Disk:
+def disk_in_slot(folder: Path, slot: int, disk_format: DiskFormat) -> Disk:
+    """Where the disk of a member's machine in that slot is: `disk.qcow2`, or `disk.1.qcow2` in slot 1.
+
+    The record's slot so tells the member's disk from one that a restore is making beside it, or has left.
+    """
+    return Disk(folder / f"disk{'.1' if slot else ''}.{disk_format}", disk_format)
+
+
+def find_disk(folder: Path, slot: int = 0) -> Disk:
     """The member's disk in its folder; its format is in its name, never guessed from its content. Raises DiskError."""
-    for path in sorted(folder.glob("disk.*")):
-        if path.suffix == ".qcow2":
-            return Disk(path, "qcow2")
-        if path.suffix == ".raw":
-            return Disk(path, "raw")
+    for disk_format in get_args(DiskFormat):
+        disk = disk_in_slot(folder, slot, disk_format)
+        if disk.path.exists():
+            return disk
     raise DiskError(f"there is no disk in {folder}", hint="the member cannot be started; `fleetbox destroy` removes it")
+
+
+def packed_fixtures(member: MemberRecord) -> tuple[Disk, ...]:
+    """The disks of the member's fixtures as they stand in its folder."""
+    folder = Path(member.folder)
+    return tuple(
+        Disk(folder / f"fixture-{number}.img", "raw", read_only=True, serial=fixtures.label(fixture.guest))
+        for number, fixture in enumerate(member.spec.fixtures)
+    )
+
+
+def remove_slot(member: MemberRecord, slot: int) -> None:
+    """Delete the disk of one of the member's slots; nothing when there is none. Blocks."""
+    for disk_format in get_args(DiskFormat):
+        disk = disk_in_slot(Path(member.folder), slot, disk_format)
+        for path in (disk.path, lock_file(disk.path), disks.unfinished(disk.path)):
+            path.unlink(missing_ok=True)
 
 
 def new_member(

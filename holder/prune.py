@@ -7,6 +7,7 @@ record names are never removed; an adoptable machine is left to the next holder.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -20,10 +21,13 @@ from fleetbox.errors import HostError, NetworkError, RecordError
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.members import erase
 from fleetbox.holder.orphans import end_process, find_orphans
+from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.store import ClusterStore
+from fleetbox.holder.warm.templates import TemplateStore
 from fleetbox.host import PruneItem, PruneReport
 from fleetbox.identity import is_alive
 from fleetbox.records import MemberState
+from fleetbox.specs import TEMPLATE_NAME
 
 
 async def prune(*, dry_run: bool = False) -> PruneReport:
@@ -32,6 +36,9 @@ async def prune(*, dry_run: bool = False) -> PruneReport:
     for folder in sorted(p for p in paths.clusters_dir().glob("*") if p.is_dir()):
         items += [item async for item in _prune_cluster(folder.name, dry_run)]
     items += _unknown_runtime_folders(dry_run)
+    for name in await asyncio.to_thread(SnapshotStore().sweep, dry_run=dry_run):
+        items.append(PruneItem("snapshot", name, "its making was interrupted", not dry_run))
+    items += await asyncio.to_thread(TemplateStore().sweep, dry_run=dry_run)
     with closing(HostThread("prune")) as host:
         try:
             removed = await reconcile(host, dry_run=dry_run)
@@ -56,6 +63,11 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
             if not dry_run:
                 await end_process(orphan)
             yield PruneItem("process", f"{orphan.program} {orphan.pid}", "no record names it", not dry_run)
+        unfinished = paths.member_dir(cluster, TEMPLATE_NAME)
+        if unfinished.exists():
+            if not dry_run:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            yield PruneItem("folder", str(unfinished), "the making of a template was interrupted", not dry_run)
         if store.record is not None:
             for member in list(store.record.members.values()):
                 if member.state is MemberState.CREATING:

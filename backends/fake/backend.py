@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fleetbox.backends.base import VM, Capabilities, Network, NetworkSpec, VMConfig
+from fleetbox.backends.fake import machine
 from fleetbox.backends.fake.faults import Faults
 from fleetbox.backends.fake.machine import FakeVM
 from fleetbox.backends.fake.network import FakeNetwork
-from fleetbox.backends.host import process
+from fleetbox.backends.host import process, saved
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import MachineError
 from fleetbox.records import MachineHandle
 
 
 class FakeBackend:
-    """See `fleetbox.backends.base.Backend` and `Adopts`. `faults` may be changed at any time."""
+    """See `fleetbox.backends.base.Backend`, `Adopts` and `Restores`. `faults` may be changed at any time."""
 
     name = "fake"
     accelerator = ""
@@ -33,6 +36,7 @@ class FakeBackend:
             adoption=True,
             ssh=False,
             needs_images=False,
+            snapshots=True,
         )
 
     async def check(self) -> None:
@@ -43,12 +47,22 @@ class FakeBackend:
         return FakeNetwork(spec)
 
     async def create(self, config: VMConfig, network: Network) -> VM:
+        return await self._machine(config, network)
+
+    async def restore(self, config: VMConfig, network: Network, folder: Path) -> VM:
+        saved.require_fit(saved.read(folder), config, self.snapshot_identity())
+        return await self._machine(config, network, folder)
+
+    def snapshot_identity(self) -> dict[str, str]:
+        return machine.IDENTITY
+
+    async def _machine(self, config: VMConfig, network: Network, snapshot: Path | None = None) -> VM:
         await self.faults.reach("create", config.name)
         if not isinstance(network, FakeNetwork) or not network.holds(config.member):
             raise MachineError(
                 f"the machine {config.name} cannot be made", why="it has no address on the fake backend's network"
             )
-        return FakeVM(config, self._host, self.faults)
+        return FakeVM(config, network, self._host, self.faults, snapshot)
 
     async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> VM | None:
         fault = await self.faults.reach("adopt", config.name)
@@ -59,7 +73,8 @@ class FakeBackend:
             await child.kill()
             child.close()
             return None
-        vm = FakeVM(config, self._host, self.faults)
+        await network.attach(config.member, slot=config.slot)
+        vm = FakeVM(config, network, self._host, self.faults)
         vm.take_over(child)
         return vm
 

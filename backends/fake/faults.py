@@ -3,7 +3,7 @@
 `FLEETBOX_FAKE_FAULTS` holds rules, separated by commas or line ends; of several that match, the first counts::
 
     rule    = step [":" target] "=" action
-    step    = network | create | start | boot | address | stop | adopt
+    step    = network | create | start | boot | address | pause | resume | snapshot | restore | stop | adopt
     target  = shell pattern of a member (node-2, node-?, mycluster/*), for `network` of a cluster; all when left out
     action  = fail | hang | die | slow:SECONDS | die-after:SECONDS
 
@@ -18,8 +18,9 @@ For example::
     network=fail                 no network can be made
 
 `fail` raises the step's error, and is a kernel panic for `boot`. `hang` lasts until the call is cancelled or its time
-is up. `die` ends the machine's process by SIGKILL within the step. `slow` goes on after that time. `stop=hang` is
-settled when the machine starts: the guest itself is deaf, also to the next holder.
+is up. `die` ends the machine's process by SIGKILL within the step. `slow` goes on after that time. `restore` is the
+start of a machine from a snapshot and comes after its `start`; such a machine does not `boot`. `stop=hang` is settled
+when the machine starts: the guest itself is deaf, also to the next holder.
 
 A value `@FILE` is a file of such rules that is read anew at every step (no file: no faults), so that a test can change
 the faults of a holder that runs.
@@ -44,6 +45,10 @@ STEPS: dict[str, frozenset[str]] = {
     "start": _PLAIN | {"slow", "die"},
     "boot": _PLAIN | {"slow", "die", "die-after"},
     "address": _PLAIN | {"slow", "die"},
+    "pause": _PLAIN | {"slow", "die"},
+    "resume": _PLAIN | {"slow", "die"},
+    "snapshot": _PLAIN | {"slow", "die"},
+    "restore": _PLAIN | {"slow", "die"},
     "stop": _PLAIN | {"slow", "die"},
     "adopt": _PLAIN | {"slow", "die"},
 }

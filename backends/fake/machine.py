@@ -1,88 +1,54 @@
-"""One fake machine: a shell that plays hypervisor and guest, told what to do through a FIFO.
-
-Lines that it understands: `power-button` and `poweroff` end it, `reboot` boots it anew in the same process, `panic`
-ends it with an error; any other line is shown on its console, the serial log.
-"""
+"""One fake machine: a shell (`fleetbox.backends.fake.guest`) in a process of its own; paused, that is stopped."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import math
 import os
+import platform
+import shutil
 import signal
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
-from fleetbox.backends.base import ExitStatus, State, VMConfig
+from fleetbox.backends.base import ExitStatus, Network, State, VMConfig
 from fleetbox.backends.fake.faults import Faults
-from fleetbox.backends.host import process
+from fleetbox.backends.fake.guest import SCRIPT, write
+from fleetbox.backends.host import process, saved
 from fleetbox.backends.host.disklock import locked_disks
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import MachineError
+from fleetbox.identity import is_alive
 from fleetbox.records import MachineHandle
 
 TERM_GRACE_S = 1.0
-
-# $1 name, $2 descriptor of the FIFO, $3 descriptor that says "guest code runs", $4 how to start, $5 how to take a stop
-_SCRIPT = r"""
-boot() {
-    echo "[    0.000000] Linux version 0.0.0-fake"
-    echo "[    0.004000] Calibrating delay loop (skipped)"
-    echo "[    0.010000] fake: $name has booted"
-    echo "${name##*/} login:"
+IDENTITY = {
+    "backend": "fake",
+    "version": "1",
+    "accelerator": "",
+    "cpu": "",
+    "machine": "fake",
+    "architecture": platform.machine(),
 }
-name=$1
-case $5 in deaf) trap '' TERM ;; *) trap 'echo "fake: ended by SIGTERM"; exit 0' TERM ;; esac
-case $4 in
-    fail) echo "fake: $name refuses to start"; exit 1 ;;
-    die) kill -KILL $$ ;;
-    hang) ;;
-    *) echo >"/dev/fd/$3" ;;
-esac
-exec 3<>"/dev/fd/$2"
-[ "$4" = hang ] || boot
-while read -r line <&3; do
-    case $line in
-        power-button) [ "$5" = deaf ] || { echo "reboot: Power down"; exit 0; } ;;
-        poweroff) echo "reboot: Power down"; exit 0 ;;
-        reboot) echo "reboot: Restarting system"; boot ;;
-        panic) echo "Kernel panic - not syncing: told so"; exit 1 ;;
-        *) printf '%s\n' "$line" ;;
-    esac
-done
-"""
-
-
-def tell(handle: MachineHandle, line: str) -> bool:
-    """Tell a fake machine's guest something, from any process of this user; False when it has ended."""
-    return _write(Path(handle.api_socket), line)
-
-
-def _write(fifo: Path, line: str) -> bool:
-    try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)  # fails when nobody has it open for reading (fifo(7))
-    except OSError as e:
-        if e.errno in (errno.ENXIO, errno.ENOENT):
-            return False
-        raise
-    try:
-        os.write(descriptor, f"{line}\n".encode())
-    finally:
-        os.close(descriptor)
-    return True
 
 
 class FakeVM:
-    """See `fleetbox.backends.base.VM`. May be started again after its end."""
+    """See `fleetbox.backends.base.VM`, `Pauses` and `Snapshots`. May be started again after its end."""
 
-    def __init__(self, config: VMConfig, host: HostThread, faults: Faults) -> None:
+    def __init__(
+        self, config: VMConfig, network: Network, host: HostThread, faults: Faults, snapshot: Path | None = None
+    ) -> None:
         self.config = config
+        self._network = network
         self._host = host
         self._faults = faults
-        self._pidfile = config.run_dir / f"{config.member}.pid"
-        self._fifo = config.run_dir / f"{config.member}.fifo"
+        self._snapshot = snapshot
+        self._given_away = False  # its memory is a template's
+        name = f"{config.member}+{config.slot}" if config.slot else config.member
+        self._pidfile = config.run_dir / f"{name}.pid"
+        self._fifo = config.run_dir / f"{name}.fifo"
+        self._memory = config.run_dir / f"{name}.memory"
         self._state = State.STOPPED
         self._process: Process | None = None
         self._end: asyncio.Task[ExitStatus] | None = None
@@ -105,7 +71,8 @@ class FakeVM:
             self._state = State.STOPPED
             raise
         self.take_over(child)
-        self._boot(child)
+        if self._snapshot is None:
+            self._boot(child)
 
     def _boot(self, child: Process) -> None:
         fault = self._faults.find("boot", self.config.name)
@@ -128,6 +95,7 @@ class FakeVM:
             if not path.exists():
                 raise self._error("did not start", f"there is no disk {path}")
         fault = self._faults.find("start", config.name)
+        restored = self._snapshot is not None
         deaf = self._faults.find("stop", config.name)
         async with AsyncExitStack() as undo:
             with ExitStack() as descriptors:
@@ -135,6 +103,10 @@ class FakeVM:
                 self._fifo.unlink(missing_ok=True)
                 os.mkfifo(self._fifo, 0o600)
                 undo.callback(self._fifo.unlink, missing_ok=True)
+                undo.push_async_callback(self._network.detach, config.member, config.slot)
+                await self._network.attach(config.member, slot=config.slot, join=not restored)
+                undo.callback(self._forget)
+                self._remember()
                 fifo = os.open(self._fifo, os.O_RDWR)  # the child inherits it: what is written from now on is read
                 descriptors.callback(os.close, fifo)
                 ready, running = os.pipe()
@@ -144,9 +116,11 @@ class FakeVM:
                     child = await process.spawn(
                         self._host,
                         [
-                            *("/bin/sh", "-c", _SCRIPT, "fleetbox-fake", config.name, str(fifo), str(running)),
+                            *("/bin/sh", "-c", SCRIPT, "fleetbox-fake", config.name, str(fifo), str(running)),
                             fault.action if fault else "run",
                             "deaf" if deaf and deaf.action == "hang" else "listen",
+                            str(self._memory),
+                            "restored" if restored else "cold",
                         ],
                         log_file=config.serial_log,
                         pass_fds=(fifo, running, *locks),
@@ -164,13 +138,35 @@ class FakeVM:
                     raise self._error("did not start", why, details)
                 if fault and fault.action == "slow":
                     await asyncio.sleep(fault.seconds)
+            if restored:
+                await self._step("restore", child)
+                await _stopped(child)
             undo.pop_all()
             return child
 
+    def _remember(self) -> None:
+        """Make the machine's memory: empty, or a copy of what the snapshot saved; a template's is its own file."""
+        file = self.config.memory_file
+        self._given_away = False
+        self._memory.unlink(missing_ok=True)
+        if file is not None:
+            file.touch(mode=0o600, exist_ok=False)
+            self._memory.symlink_to(file)
+        elif self._snapshot is not None:
+            shared = self._snapshot / saved.MEMORY
+            shutil.copyfile(shared if shared.exists() else self._snapshot / saved.STATE, self._memory)
+        else:
+            self._memory.touch(mode=0o600)
+
+    def _forget(self) -> None:
+        for path in (self._memory, self.config.memory_file):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
     def take_over(self, child: Process) -> None:
-        """Watch over a process, just started or adopted: the machine runs from now on."""
+        """Watch over a process, just started or adopted: the machine runs from now on, or is paused if it is."""
         self._process = child
-        self._state = State.RUNNING
+        self._state = State.PAUSED if _is_stopped(child) else State.RUNNING
         self._boots_until_s = 0.0
         self._end = asyncio.get_running_loop().create_task(self._watch(child), name=f"watch {self.config.name}")
 
@@ -180,8 +176,10 @@ class FakeVM:
         finally:
             child.close()
         self._process = None
-        self._pidfile.unlink(missing_ok=True)
-        self._fifo.unlink(missing_ok=True)
+        for path in (self._pidfile, self._fifo):
+            path.unlink(missing_ok=True)
+        self._forget()
+        await self._network.detach(self.config.member, self.config.slot)
         self._state = State.STOPPED
         if code is not None and code < 0:
             return ExitStatus(code, f"killed by signal {-code}")
@@ -189,13 +187,66 @@ class FakeVM:
             return ExitStatus(code, "powered off by the guest")
         return ExitStatus(code, (process.tail(self.config.serial_log, 1) or ["its process ended"])[0])
 
+    async def pause(self) -> None:
+        if self._state is not State.PAUSED:
+            child = self._require(State.RUNNING, "be paused")
+            await self._step("pause", child)
+            try:
+                await _stopped(child)
+            except BaseException:
+                child.signal(signal.SIGCONT)
+                raise
+            self._state = State.PAUSED
+
+    async def resume(self) -> None:
+        if self._state is not State.RUNNING:
+            child = self._require(State.PAUSED, "be resumed")
+            await self._step("resume", child)
+            child.signal(signal.SIGCONT)
+            self._state = State.RUNNING
+
+    async def snapshot(self, folder: Path) -> None:
+        child = self._require(State.PAUSED, "be saved")
+        try:
+            (folder / saved.STATE).write_bytes(self._memory.read_bytes())  # first: an interrupted save leaves something
+            if self.config.memory_file is not None:
+                os.link(self.config.memory_file, folder / saved.MEMORY)
+            await self._step("snapshot", child)
+            saved.write(folder, saved.describe(self.config, IDENTITY, control_line=False))
+        except BaseException as e:
+            for name in (saved.STATE, saved.MEMORY, saved.MACHINE):
+                (folder / name).unlink(missing_ok=True)
+            if isinstance(e, OSError):
+                raise self._error("could not be saved", str(e)) from e
+            raise
+        self._given_away = self.config.memory_file is not None
+
+    def _require(self, state: State, what: str) -> Process:
+        if self._process is None or self._state is not state:
+            raise self._error(f"cannot {what}", f"it is {self._state}")
+        if self._given_away:
+            raise self._error(f"cannot {what}", "its memory has become a template's")
+        return self._process
+
+    async def _step(self, step: str, child: Process) -> None:
+        """Go through a step of the faults' script in which the machine may die."""
+        fault = await self._faults.reach(step, self.config.name)
+        if fault and fault.action == "die":
+            await child.kill()
+        if not is_alive(child.identity):
+            raise self._error(f"ended in the step '{step}'", "its process has ended")
+
     async def stop(self, timeout_s: float) -> None:
         if self._state is State.STARTING:
             raise self._error("cannot stop", "it is starting")
         if self._process is None:
             return
-        self._state = State.STOPPING
+        if self._given_away:  # to shut down it would have to run
+            await self.kill()
+            return
+        before, self._state = self._state, State.STOPPING
         try:
+            self._process.signal(signal.SIGCONT)
             fault = await self._faults.reach("stop", self.config.name) if not self._deaf() else None
             if fault and fault.action == "die":
                 await self.kill()
@@ -209,8 +260,10 @@ class FakeVM:
                     await self._process.terminate(TERM_GRACE_S)
                 await self.wait()
         finally:
-            if self._process is not None:
-                self._state = State.RUNNING  # cancelled or failed: it runs on
+            if self._process is not None:  # cancelled or failed: it is as it was
+                if before is State.PAUSED:
+                    self._process.signal(signal.SIGSTOP)
+                self._state = before
 
     def _deaf(self) -> bool:
         fault = self._faults.find("stop", self.config.name)
@@ -265,13 +318,28 @@ class FakeVM:
 
     def guest(self, line: str) -> bool:
         """Do something in the guest (see the module); False when it has ended."""
-        return _write(self._fifo, line)
+        return write(self._fifo, line)
 
     def _tail(self) -> list[str]:
         return process.tail(self.config.serial_log)
 
     def _error(self, what: str, why: str, details: list[str] | None = None) -> MachineError:
         return MachineError(f"the machine {self.config.name} {what}", why=why, details=details or ())
+
+
+async def _stopped(child: Process) -> None:
+    """Stop a process where it is; returns when it has stopped, or ended."""
+    child.signal(signal.SIGSTOP)
+    while is_alive(child.identity) and not _is_stopped(child):  # noqa: ASYNC110 - only /proc tells
+        await asyncio.sleep(0.001)
+
+
+def _is_stopped(child: Process) -> bool:
+    try:
+        stat = Path(f"/proc/{child.pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"  # proc_pid_stat(5)
 
 
 async def _read_byte(descriptor: int) -> bytes:

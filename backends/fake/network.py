@@ -10,7 +10,10 @@ from fleetbox.errors import NetworkError
 
 
 class FakeNetwork:
-    """Bookkeeping of one cluster's addresses; nobody answers on them. The gateway is the subnet's first address."""
+    """Bookkeeping of one cluster's addresses and interfaces; nobody answers on them, nothing is on the host.
+
+    The gateway is the subnet's first address.
+    """
 
     def __init__(self, spec: NetworkSpec) -> None:
         """Take the recorded subnet, or the /24 of 192.168.0.0/16 that the cluster's name falls on.
@@ -25,6 +28,7 @@ class FakeNetwork:
         self._cluster = spec.cluster
         self._gateway = self._subnet.network_address + 1
         self._leases: dict[str, IPv4Address] = {}
+        self._interfaces: dict[tuple[str, int], bool] = {}
         self._closed = False
         for name, ip in spec.leases.items():
             if self._is_free(ip):
@@ -37,6 +41,11 @@ class FakeNetwork:
     @property
     def bridge(self) -> str:
         return ""
+
+    @property
+    def members_on_bridge(self) -> frozenset[tuple[str, int]]:
+        """Members whose interface is on the bridge, with the slot that it is for."""
+        return frozenset(key for key, joined in self._interfaces.items() if joined)
 
     def holds(self, name: str) -> bool:
         """Whether the member has an address."""
@@ -56,10 +65,31 @@ class FakeNetwork:
         )
 
     async def release(self, name: str) -> None:
+        for slot in (0, 1):
+            await self.detach(name, slot)
         self._leases.pop(name, None)
+
+    async def attach(self, name: str, *, slot: int = 0, join: bool = True) -> str:
+        if self._closed:
+            raise NetworkError(f"the network of {self._cluster} is closed")
+        self._interfaces[name, slot] = join or self._interfaces.get((name, slot), False)
+        return ""
+
+    async def join(self, name: str, slot: int = 0) -> None:
+        if (name, slot) not in self._interfaces:
+            raise NetworkError(f"{name} cannot join the network of {self._cluster}", why="it has no interface")
+        self._interfaces[name, slot] = True
+
+    async def leave(self, name: str, slot: int = 0) -> None:
+        if (name, slot) in self._interfaces:
+            self._interfaces[name, slot] = False
+
+    async def detach(self, name: str, slot: int = 0) -> None:
+        self._interfaces.pop((name, slot), None)
 
     async def close(self) -> None:
         self._leases.clear()
+        self._interfaces.clear()
         self._closed = True
 
     def _is_free(self, ip: str) -> bool:

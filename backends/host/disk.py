@@ -76,20 +76,25 @@ def free_space_preflight(folder: Path, needed_bytes: int) -> None:
         )
 
 
-async def make_disk(base: Path, target_folder: Path, size_bytes: int, formats: Collection[DiskFormat]) -> Disk:
-    """A writable disk `disk.qcow2` or `disk.raw` in `target_folder` that begins as the raw disk `base`.
+async def make_disk(base: Disk | Path, target_folder: Path, size_bytes: int, formats: Collection[DiskFormat]) -> Disk:
+    """A writable disk `disk.qcow2` or `disk.raw` in `target_folder` that begins as `base`; a plain path is a raw disk.
 
-    A qcow2 overlay where `formats` has it, else a reflink where the file system can, else a sparse copy. `size_bytes` 0
-    keeps the base's size. Appears whole or not at all; cancelled, it leaves nothing.
+    A qcow2 overlay where `formats` has it (or the base is one), else a reflink where the file system can, else a sparse
+    copy. `size_bytes` 0 keeps the base's size. Appears whole or not at all; cancelled, it leaves nothing.
 
     Raises DiskError when there is a disk already, the base is not there or larger than `size_bytes`, or space is short.
     """
-    with disk_errors(f"the base disk {base} cannot be read"):
-        base_bytes = base.stat().st_size
+    if isinstance(base, Path):
+        base = Disk(base, "raw")
+    if base.format == "qcow2":
+        base_bytes = (await disk_info(base)).virtual_bytes
+    else:
+        with disk_errors(f"the base disk {base.path} cannot be read"):
+            base_bytes = base.path.stat().st_size
     virtual_bytes = _sectors(size_bytes or base_bytes)
     if virtual_bytes < base_bytes:
         raise _shrinking(target_folder, base_bytes, virtual_bytes)
-    kind: DiskFormat = "qcow2" if "qcow2" in formats else "raw"
+    kind: DiskFormat = "qcow2" if "qcow2" in (*formats, base.format) else "raw"
     disk = Disk(target_folder / f"disk.{kind}", kind)
     if disk.path.exists():
         raise DiskError(
@@ -97,17 +102,39 @@ async def make_disk(base: Path, target_folder: Path, size_bytes: int, formats: C
             why="a member's disk is never overwritten",
             hint="destroy the member it belongs to, or move the file away",
         )
-    temporary = disk.path.with_name(f".{disk.path.name}.new")
+    temporary = unfinished(disk.path)
     try:
         if kind == "qcow2":
             await _overlay(base, temporary, virtual_bytes)
         else:
-            await _copy(base, temporary, virtual_bytes)
+            await _copy(base.path, temporary, virtual_bytes)
         with disk_errors(f"the disk {disk.path} cannot be made"):
             temporary.rename(disk.path)
     finally:
         temporary.unlink(missing_ok=True)
     return disk
+
+
+def unfinished(path: Path) -> Path:
+    """Where a disk is while it is being made; a crash may leave it."""
+    return path.with_name(f".{path.name}.new")
+
+
+async def copy_disk(source: Path, target: Path) -> None:
+    """Copy a disk's file: a reflink where the file system can, else a sparse copy.
+
+    Appears whole or not at all; cancelled, it leaves nothing. An overlay names its base by an absolute path, so that
+    its copy stands on the same one. Raises DiskError.
+    """
+    temporary = unfinished(target)
+    try:
+        with disk_errors(f"the disk {source} cannot be copied"):
+            size_bytes = source.stat().st_size
+        await _copy(source, temporary, size_bytes)
+        with disk_errors(f"the disk {target} cannot be made"):
+            temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 async def grow_disk(disk: Disk, size_bytes: int) -> None:
@@ -219,16 +246,16 @@ async def _qemu_img(arguments: list[str], what: str) -> bytes:
         ) from e
 
 
-async def _overlay(base: Path, target: Path, virtual_bytes: int) -> None:
+async def _overlay(base: Disk, target: Path, virtual_bytes: int) -> None:
     free_space_preflight(target.parent, 4 * MIB)
     # The backing file's name stands in the overlay and is resolved from the overlay's folder: it must be absolute. A
     # comma or colon in a path is safe here: these are plain file names, not option strings.
     await _qemu_img(
         [
-            *("create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(base.absolute())),
+            *("create", "-q", "-f", "qcow2", "-F", base.format, "-b", str(base.path.absolute())),
             *("-o", _QCOW2_OPTIONS, str(target), str(virtual_bytes)),
         ],
-        f"an overlay on {base} cannot be made in {target.parent}",
+        f"an overlay on {base.path} cannot be made in {target.parent}",
     )
     target.chmod(0o600)
 

@@ -101,14 +101,22 @@ def _keep(verdict: Verdict, cache: Path) -> None:
 
 def _key(qemu: Path | None) -> str:
     """Everything that the verdict hangs on: this boot, the kernel, the processor, the device, QEMU's program."""
-    cpu = ""
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        if line.startswith(("model name", "CPU part")):
-            cpu = line
-            break
     program = f"{qemu} {qemu.stat().st_mtime_ns}" if qemu else ""
-    parts = (boot_id(), platform.release(), platform.machine(), cpu, str(DEVICE.stat().st_rdev), program)
+    parts = (boot_id(), platform.release(), platform.machine(), host_cpu(), str(DEVICE.stat().st_rdev), program)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def host_cpu() -> str:
+    """This host's processor in words; its features count, as microcode and hypervisors take some away."""
+    model, features = platform.machine(), ""
+    for line in Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key in ("model name", "CPU part"):
+            model = value
+        elif key in ("flags", "Features"):
+            features = hashlib.sha256(value.encode()).hexdigest()[:8]
+    return f"{model} ({features})"
 
 
 def examine(qemu: Path | None) -> tuple[bool, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 
 from fleetbox.backends.base import BackendEnvironment, Capabilities, Network, NetworkSpec, VMConfig
-from fleetbox.backends.qemu import accelerator, binary
-from fleetbox.backends.qemu.accelerator import Accelerator
+from fleetbox.backends.host import saved
+from fleetbox.backends.qemu import accelerator, binary, command
+from fleetbox.backends.qemu.accelerator import Accelerator, host_cpu
 from fleetbox.backends.qemu.vm import QemuVM
 from fleetbox.records import MachineHandle
 
@@ -18,7 +20,7 @@ NESTED = tuple(Path(f"/sys/module/kvm_{vendor}/parameters/nested") for vendor in
 
 
 class QemuBackend:
-    """A backend of the contract (`fleetbox.backends.base.Backend`), and `Adopts`.
+    """A backend of the contract (`fleetbox.backends.base.Backend`), `Adopts` and `Restores`.
 
     `FLEETBOX_QEMU` names another QEMU, `FLEETBOX_ACCELERATOR` forces kvm or tcg.
     """
@@ -47,6 +49,8 @@ class QemuBackend:
             firmware_boot=True,
             adoption=True,
             emulated=self.accelerator == "tcg",
+            snapshots=True,
+            control_line=command.HAS_CONTROL_LINE,
         )
 
     async def check(self) -> None:
@@ -59,12 +63,32 @@ class QemuBackend:
         return await open_network(self._host, spec)
 
     async def create(self, config: VMConfig, network: Network) -> QemuVM:
-        qemu = await asyncio.to_thread(binary.require, self._environ)
-        chosen = await asyncio.to_thread(self._accelerator)
-        return QemuVM(config, network, self._host, qemu, chosen.name)
+        return await self._machine(config, network)
+
+    async def restore(self, config: VMConfig, network: Network, folder: Path) -> QemuVM:
+        vm = await self._machine(config, network, folder)
+        saved.require_fit(saved.read(folder), config, self.snapshot_identity())
+        return vm
+
+    async def _machine(self, config: VMConfig, network: Network, snapshot: Path | None = None) -> QemuVM:
+        await self.check()
+        qemu, identity = binary.require(self._environ), self.snapshot_identity()  # known by now
+        return QemuVM(config, network, self._host, qemu, self.accelerator, identity, snapshot)
+
+    def snapshot_identity(self) -> dict[str, str]:
+        accelerator = self.accelerator
+        cpu = command.cpu(accelerator)
+        return {
+            "backend": self.name,
+            "version": binary.require(self._environ).version_text,
+            "accelerator": accelerator,
+            "cpu": host_cpu() if cpu == "host" else cpu,
+            "machine": binary.MACHINE,
+            "architecture": platform.machine(),
+        }
 
     async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> QemuVM | None:
-        vm = await self.create(config, network)
+        vm = await self._machine(config, network)
         return vm if await vm.adopt(handle) else None
 
     def nested_virt_supported(self) -> bool:

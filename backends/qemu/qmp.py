@@ -85,6 +85,14 @@ class Monitor:
             raise MachineError(f"QEMU did not answer {command}", why="the connection to it has ended") from e
         return answer if isinstance(answer, dict) else {}
 
+    async def give(self, fd: int, name: str) -> None:
+        """Hand a copy of a descriptor over; commands that take one know it as `name`. Raises MachineError."""
+        try:
+            self._client.send_fd_scm(fd)
+        except (QMPError, OSError, AssertionError) as e:  # asserts that it is connected
+            raise MachineError("QEMU cannot be given a file", why=str(e)) from e
+        await self.execute("getfd", {"fdname": name})
+
     async def drained(self, timeout_s: float) -> None:
         """Once the process has ended: return when everything that it had said is heard, or after `timeout_s`."""
         with contextlib.suppress(TimeoutError):

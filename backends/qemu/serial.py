@@ -18,11 +18,15 @@ _OVERLAP_BYTES = 256
 _CHUNK_BYTES = 1 << 16
 
 
-def truncate(log: Path) -> None:
-    """Make the log empty for a new start, readable by its owner only. Raises OSError."""
+def prepare(log: Path, *, keep: bool) -> None:
+    """Make the log, readable by its owner only, and empty for a new boot; a restored machine goes on in it.
+
+    Raises OSError.
+    """
     log.touch(mode=0o600)
-    with log.open("wb"):
-        pass
+    if not keep:
+        with log.open("wb"):
+            pass
 
 
 async def wait_for(log: Path, pattern: re.Pattern[bytes], interval_s: float = 0.1) -> None:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import signal
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
-from fleetbox import paths
 from fleetbox.backends.base import ExitStatus, Network, State, VMConfig, timeout_scale
-from fleetbox.backends.host import disklock, process, reach
+from fleetbox.backends.host import disklock, process, reach, saved
 from fleetbox.backends.host.process import Process
+from fleetbox.backends.host.saved import Saved
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.backends.qemu import command, qmp, serial
+from fleetbox.backends.qemu import command, endings, migration, qmp, serial
 from fleetbox.backends.qemu.binary import Qemu
+from fleetbox.backends.qemu.runfiles import RunFiles
 from fleetbox.errors import FleetboxError, MachineError
 from fleetbox.identity import identify
 from fleetbox.records import MachineHandle
@@ -38,57 +37,29 @@ DRAIN_S = 2.0
 VHOST_NET = Path("/dev/vhost-net")
 
 
-@runtime_checkable
-class Attaches(Protocol):
-    """A network with interfaces for QEMU; a machine on any other network has no network device."""
-
-    async def attach(self, name: str) -> str:
-        """Make the member's tap and return its name."""
-
-    async def detach(self, name: str) -> None:
-        """Remove it."""
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What one running machine has in its `run_dir`; all of it goes with the machine.
-
-    The socket is named by a short digest: its path is at most 107 bytes long.
-    """
-
-    socket: Path
-    pidfile: Path
-    log: Path
-
-    @classmethod
-    def of(cls, config: VMConfig) -> RunFiles:
-        digest = hashlib.sha256(config.name.encode()).hexdigest()[:12]
-        return cls(
-            paths.checked_socket(config.run_dir / f"{digest}.sock"),
-            config.run_dir / f"{config.member}.pid",
-            config.run_dir / f"{config.member}.log",
-        )
-
-    def running_pid(self, config: VMConfig) -> int | None:
-        """The process of the pidfile when it is this machine's: a pidfile outlives its process, and pids are reused."""
-        try:
-            pid = int(self.pidfile.read_text())
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        return pid if os.fsencode(command.name_option(config)) in argv else None
-
-
 class QemuVM:
-    """A machine of the contract (`fleetbox.backends.base.VM`).
+    """A machine of the contract (`fleetbox.backends.base.VM`, `Pauses`, `Snapshots`, `HasControlLine`).
+
+    With `snapshot`, its `start` restores that folder. `identity` is what its own snapshots are tied to.
 
     Everything that a launch makes is on one exit stack. A launch that fails unwinds it; one that succeeds leaves it
     to `_watch`, which unwinds it when the process has ended, whoever ended it. A holder that goes away unwinds
     nothing: its machines stay for the next one to adopt.
     """
 
-    def __init__(self, config: VMConfig, network: Network, host: HostThread, qemu: Qemu, accelerator: str) -> None:
+    def __init__(
+        self,
+        config: VMConfig,
+        network: Network,
+        host: HostThread,
+        qemu: Qemu,
+        accelerator: str,
+        identity: Mapping[str, str],
+        snapshot: Path | None = None,
+    ) -> None:
         self.config = config
+        self._identity = dict(identity)
+        self._snapshot = snapshot
         self._network = network
         self._host = host
         self._qemu = qemu
@@ -100,6 +71,7 @@ class QemuVM:
         self._process: Process | None = None
         self._end: asyncio.Task[ExitStatus] | None = None
         self._stopping = False
+        self._given_away = False  # its memory is a template's
         self._forced = ""  # why we ended it, when we did
         self._shutdown = ""  # the reason that QEMU gave for its end
 
@@ -121,7 +93,7 @@ class QemuVM:
         try:
             async with AsyncExitStack() as made:
                 await self._launch(made)
-                self._keep(made.pop_all(), State.RUNNING)
+                self._keep(made.pop_all(), State.PAUSED if self._snapshot else State.RUNNING)
         except BaseException as e:
             self._state, self._handle, self._process = State.STOPPED, None, None
             if isinstance(e, OSError):
@@ -130,57 +102,85 @@ class QemuVM:
 
     async def _launch(self, made: AsyncExitStack) -> None:
         self._monitor = qmp.Monitor(self._heard)
-        self._stopping, self._forced, self._shutdown = False, "", ""
-        serial.truncate(self.config.serial_log)
-        tap = ""
-        if isinstance(self._network, Attaches):
-            tap = await self._network.attach(self.config.member)
-            made.push_async_callback(self._network.detach, self.config.member)
-        listener = qmp.listen(self._files.socket)
-        made.callback(self._files.socket.unlink, missing_ok=True)
-        made.callback(self._files.log.unlink, missing_ok=True)
-        with listener, disklock.locked_disks(self.config.disks) as locks:
+        self._stopping, self._given_away, self._forced, self._shutdown = False, False, "", ""
+        config, files = self.config, self._files
+        was = saved.read(self._snapshot) if self._snapshot else None
+        memory = self._snapshot / saved.MEMORY if self._snapshot else None
+        serial.prepare(config.serial_log, keep=was is not None)
+        made.push_async_callback(self._network.detach, config.member, config.slot)
+        tap = await self._network.attach(config.member, slot=config.slot, join=was is None)
+        made.callback(files.log.unlink, missing_ok=True)
+        if config.memory_file is not None:
+            config.memory_file.touch(mode=0o600, exist_ok=False)
+            made.callback(config.memory_file.unlink, missing_ok=True)
+        with ExitStack() as ours:  # QEMU inherits these
+
+            def listen(path: Path) -> int:
+                made.callback(path.unlink, missing_ok=True)
+                return ours.enter_context(qmp.listen(path)).fileno()
+
+            monitor = listen(files.socket)
+            wants_control = command.HAS_CONTROL_LINE and (was.control_line if was else config.control_line)
+            control = listen(files.control) if wants_control else None
+            locks = ours.enter_context(disklock.locked_disks(config.disks))
             surroundings = command.Surroundings(
-                self._qemu, self._accelerator, listener.fileno(), tap, vhost=os.access(VHOST_NET, os.R_OK | os.W_OK)
+                self._qemu,
+                self._accelerator,
+                monitor,
+                control,
+                tap,
+                vhost=os.access(VHOST_NET, os.R_OK | os.W_OK),
+                saved=was,
+                saved_memory=memory if memory and memory.exists() else None,
             )
             launched = await process.spawn(
                 self._host,
-                command.build(self.config, surroundings),
-                log_file=self._files.log,
-                pass_fds=(listener.fileno(), *locks),
+                command.build(config, surroundings),
+                log_file=files.log,
+                pass_fds=(monitor, *(() if control is None else (control,)), *locks),
             )
         made.callback(launched.close)
         made.push_async_callback(launched.kill)  # does nothing once it has ended
         self._process = launched
-        self._files.pidfile.write_text(f"{launched.pid}\n")
-        made.callback(self._files.pidfile.unlink, missing_ok=True)
+        files.pidfile.write_text(f"{launched.pid}\n")
+        made.callback(files.pidfile.unlink, missing_ok=True)
         made.push_async_callback(self._monitor.close)
-        await self._greet(launched)
+        await self._come_up(launched, self._monitor.connect(files.socket, CONNECT_S * timeout_scale()))
+        if self._snapshot and was:
+            await self._come_up(launched, self._load(self._snapshot, was))
         # `FLEETBOX_QEMU` may name a wrapper: by now it has become QEMU.
-        self._handle = MachineHandle(identify(launched.pid) or launched.identity, str(self._files.socket))
+        self._handle = MachineHandle(identify(launched.pid) or launched.identity, str(files.socket))
 
-    async def _greet(self, launched: Process) -> None:
-        """Connect; when that fails or the process ends first, say what QEMU said."""
-        connect = asyncio.create_task(self._monitor.connect(self._files.socket, CONNECT_S * timeout_scale()))
+    async def _load(self, folder: Path, was: Saved) -> None:
+        """Bring the saved state in; fixtures that the saved machine did not have are plugged in after it."""
+        await migration.load(self._monitor, self._qemu.version, folder / saved.STATE)
+        for number, disk in list(enumerate(self.config.fixtures))[was.fixtures :]:
+            node, device = command.fixture(disk, number)
+            await self._monitor.execute("blockdev-add", node)
+            await self._monitor.execute("device_add", device)
+
+    async def _come_up(self, launched: Process, step: Coroutine[Any, Any, None]) -> None:
+        """Do a step of the launch; when it fails or the process ends first, say what QEMU said."""
+        task = asyncio.create_task(step)
         ended = asyncio.create_task(launched.wait())
         try:
-            await asyncio.wait({connect, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if connect.done() and connect.exception() is None:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and task.exception() is None:
                 return
             if not ended.done():  # an aborting QEMU closes its socket before it has ended
                 await asyncio.wait({ended}, timeout=1)
             words = process.tail(self._files.log)
-            said = _cause(words) or _exit_words(ended.result(), words) if ended.done() else ""
+            said = endings.cause(words) or endings.exit_words(ended.result(), words) if ended.done() else ""
             raise MachineError(
                 f"{self.config.name} did not start",
-                why=said or str(connect.exception()),
+                why=said or str(task.exception() or "its process has ended"),
                 hint="see `fleetbox doctor`",
                 details=words,
             )
         finally:
-            for task in (connect, ended):
-                task.cancel()
-            await asyncio.gather(connect, ended, return_exceptions=True)
+            task.cancel()
+            ended.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
 
     async def adopt(self, handle: MachineHandle) -> bool:
         """Take over the running machine of that handle; False when it has ended.
@@ -195,11 +195,11 @@ class QemuVM:
             kept.callback(found.close)
             kept.push_async_callback(self._monitor.close)
             state = await self._ask_state(api_socket)
-            if isinstance(self._network, Attaches):
-                kept.push_async_callback(self._network.detach, self.config.member)
+            kept.push_async_callback(self._network.detach, self.config.member, self.config.slot)
             kept.callback(api_socket.unlink, missing_ok=True)
-            kept.callback(self._files.pidfile.unlink, missing_ok=True)
-            kept.callback(self._files.log.unlink, missing_ok=True)
+            files = (self._files.control, self._files.pidfile, self._files.log, self.config.memory_file)
+            for path in filter(None, files):
+                kept.callback(path.unlink, missing_ok=True)
             self._process, self._handle = found, handle
             self._keep(kept.pop_all(), state)
         return True
@@ -234,24 +234,80 @@ class QemuVM:
             return self._forced
         if self._stopping and self._shutdown == "guest-shutdown":
             return "shut down"
-        return _REASONS.get(self._shutdown) or _exit_words(code, process.tail(self._files.log))
+        return endings.SHUTDOWN_REASONS.get(self._shutdown) or endings.exit_words(code, process.tail(self._files.log))
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
             self._shutdown = str(data.get("reason", ""))
-        elif event == "STOP" and self._state is State.RUNNING:
+        elif event == "STOP" and self._state in (State.RUNNING, State.PAUSING):
             self._state = State.PAUSED
-        elif event == "RESUME" and self._state is State.PAUSED:
+        elif event == "RESUME" and self._state in (State.PAUSED, State.RESUMING):
             self._state = State.RUNNING
         elif event == "RESET":
             log.debug("%s was reset (%s)", self.config.name, data.get("reason", "unknown"))
         elif event == "BLOCK_IO_ERROR":
             log.error("%s: disk error: %s (%s)", self.config.name, data.get("reason"), data.get("action"))
 
+    # Pause and snapshot
+
+    async def pause(self) -> None:
+        await self._switch("stop", State.RUNNING, State.PAUSING, State.PAUSED)
+
+    async def resume(self) -> None:
+        if self._given_away:
+            raise MachineError(f"{self.config.name} cannot be resumed", why="its memory has become a template's")
+        await self._switch("cont", State.PAUSED, State.RESUMING, State.RUNNING)
+
+    async def _switch(self, order: str, before: State, meanwhile: State, after: State) -> None:
+        if self._state is after:
+            return
+        if self._state is not before:
+            raise MachineError(f"{self.config.name} cannot be {after}", why=f"it is {self._state}")
+        self._state = meanwhile
+        try:
+            await self._monitor.execute(order)
+        except BaseException:
+            # The order may be under way: take it back, without waiting for the answer's contents.
+            if self._state in (meanwhile, after):
+                self._state = before
+                with contextlib.suppress(MachineError):
+                    await self._monitor.execute("cont" if order == "stop" else "stop")
+            raise
+        if self._state is meanwhile:
+            self._state = after
+
+    async def snapshot(self, folder: Path) -> None:
+        if self._state is not State.PAUSED or self._given_away:
+            why = "its memory has become a template's" if self._given_away else f"it is {self._state}, not paused"
+            raise MachineError(f"{self.config.name} cannot be saved", why=why)
+        try:
+            if self.config.memory_file is not None:
+                os.link(self.config.memory_file, folder / saved.MEMORY)
+            await self._unless_ended(migration.save(self._monitor, self._qemu.version, folder / saved.STATE))
+            control_line = self._files.control.exists()
+            saved.write(folder, saved.describe(self.config, self._identity, control_line=control_line))
+        except BaseException as e:
+            for name in (saved.MEMORY, saved.STATE, saved.MACHINE):
+                with contextlib.suppress(OSError):
+                    (folder / name).unlink()
+            if isinstance(e, (MachineError, OSError)):
+                raise MachineError(f"{self.config.name} could not be saved", why=getattr(e, "why", "") or str(e)) from e
+            raise
+        self._given_away = self.config.memory_file is not None
+
+    @property
+    def control_line(self) -> Path:
+        if not self._files.control.exists():
+            raise MachineError(f"{self.config.name} has no control line", why="it was made without")
+        return self._files.control
+
     # Ends
 
     async def stop(self, timeout_s: float) -> None:
         if self._end is None or self._end.done():
+            return
+        if self._given_away:  # to shut down it would have to run
+            await self.kill()
             return
         before, self._state, self._stopping = self._state, State.STOPPING, True
         try:
@@ -299,6 +355,8 @@ class QemuVM:
         return ip
 
     async def booted_past_calibration(self, timeout_s: float) -> None:
+        if self._snapshot is not None:
+            return  # it was saved after that
         with contextlib.suppress(TimeoutError, MachineError):
             async with asyncio.timeout(timeout_s):
                 await self._unless_ended(serial.wait_for(self.config.serial_log, serial.CALIBRATED))
@@ -326,29 +384,3 @@ _STATES = {
     "guest-panicked": State.ERROR,
     "internal-error": State.ERROR,
 }
-
-# QEMU's ShutdownCause (the event SHUTDOWN) in words.
-_REASONS = {
-    "guest-shutdown": "powered off by the guest",
-    "guest-panic": "the guest's kernel panicked",
-    "host-signal": "terminated from outside",
-    "host-qmp-quit": "ended by a monitor command",
-}
-
-
-def _exit_words(code: int | None, words: list[str]) -> str:
-    if code is None:
-        return "its process has ended"
-    if code < 0:
-        return f"killed by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
-    if code > 0:
-        return f"QEMU exited with code {code}" + (f": {_cause(words)}" if words else "")
-    return "ended"
-
-
-def _cause(words: list[str]) -> str:
-    """The line of QEMU's output that tells why: the first that is no warning, without the program's name."""
-    for line in words:
-        if "warning:" not in line:
-            return line.partition(": ")[2] or line
-    return ""

@@ -34,6 +34,8 @@ def add(
     fixture: options.Fixtures = None,
     boot: options.Boot = None,
     kernel: options.Kernel = None,
+    cold: options.Cold = False,
+    no_control_line: options.NoControlLine = False,
     timeout: options.Timeout = 0.0,
 ) -> Output:
     """Add members to a cluster and start them.
@@ -42,6 +44,14 @@ def add(
     """
     spec = options.spec_keywords(image, cpus, memory, disk, fixture, boot, kernel)
     with progress(settings) as on_event:
-        added = Cluster(cluster).add(tuple(names or ()), count, timeout_s=timeout, on_event=on_event, **spec)
+        added = Cluster(cluster).add(
+            tuple(names or ()),
+            count,
+            cold=cold,
+            control_line=not no_control_line,
+            timeout_s=timeout,
+            on_event=on_event,
+            **spec,
+        )
     views = [member_view(m.cluster, m.record) for m in added]
     return Output("members", {"members": views}, [member_table(views, with_cluster=False)])

@@ -9,6 +9,7 @@ import typer
 
 import fleetbox
 from fleetbox.errors import HostError
+from fleetbox.host import PruneReport
 from fleetbox_cli.progress import progress
 from fleetbox_cli.render import Output, Table
 from fleetbox_cli.settings import Settings, wants_color
@@ -60,6 +61,11 @@ def prune(
     """
     with progress(settings) as on_event:
         report = fleetbox.host.prune(dry_run=dry_run, on_event=on_event)
+    return prune_output(report, settings, dry_run=dry_run)
+
+
+def prune_output(report: PruneReport, settings: Settings, *, dry_run: bool) -> Output:
+    """What was removed, or would be."""
     rows = tuple((i.kind, i.name, i.reason, "yes" if i.removed else "no") for i in report.items)
     text: list[str | Table] = [Table(("KIND", "NAME", "REASON", "REMOVED"), rows)] if rows else []
     if not rows and not settings.quiet:

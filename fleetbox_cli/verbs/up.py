@@ -21,6 +21,7 @@ from fleetbox_cli.views import cluster_view, member_table
     fleetbox up mycluster --name web --name db              # members by name
     fleetbox up mycluster --fixture ./data:/srv/data        # ./data, read-only in each guest
     fleetbox up mycluster --image ./my-image.qcow2
+    fleetbox up mycluster --cold                            # really boot
 """)
 def up(
     settings: Settings,
@@ -47,12 +48,17 @@ def up(
     ] = None,
     boot: options.Boot = None,
     kernel: options.Kernel = None,
+    cold: options.Cold = False,
+    no_control_line: options.NoControlLine = False,
     timeout: options.Timeout = 0.0,
 ) -> Output:
     """Make a cluster exist and run.
 
     Missing members are created, stopped ones are started, running ones are left alone, so it can be repeated. A member
     is ready when SSH answers. Ctrl-C undoes what was begun and keeps what was there.
+
+    New members are clones of a warm template: a machine of the same image and resources that was booted once and saved.
+    The first of a kind has to wait for it.
     """
     spec = options.spec_keywords(image, cpus, memory, disk, fixture, boot, kernel)
     with progress(settings) as on_event:
@@ -62,6 +68,8 @@ def up(
             names=tuple(name or ()),
             backend=backend,
             network=network or "auto",
+            cold=cold,
+            control_line=not no_control_line,
             timeout_s=timeout,
             on_event=on_event,
             **spec,

@@ -37,7 +37,8 @@ class Seed:
     """Everything that tells a member from its image.
 
     cloud-init takes a new `instance_id` for a new machine: keep it while the disk is the same. `authorized_key` is the
-    installation's public key. `fixtures` are mounted by their labels when their disks are attached.
+    installation's public key. `fixtures` are mounted by their labels when their disks are attached. `control_line` is
+    the guest's terminal (`ttyS1`) that becomes the control line, or empty for none; it needs systemd.
     """
 
     instance_id: str
@@ -47,6 +48,7 @@ class Seed:
     host_key: HostKey
     lease: Lease
     fixtures: tuple[Fixture, ...] = ()
+    control_line: str = ""
 
 
 def write_seed(path: Path, seed: Seed) -> None:
@@ -101,7 +103,8 @@ def user_data(seed: Seed) -> dict[str, Any]:
         "ssh": {"emit_keys_to_console": False},
         "no_ssh_fingerprints": True,
     }
-    commands = [*_resolver_command(seed), *(_mount_command(f) for f in sorted(seed.fixtures, key=lambda f: f.guest))]
+    commands = [*_control_line_command(seed), *_resolver_command(seed)]
+    commands += [mount_command(f) for f in sorted(seed.fixtures, key=lambda f: f.guest)]
     if commands:
         config["bootcmd"] = commands
     return config
@@ -128,6 +131,29 @@ def network_config(seed: Seed) -> dict[str, Any]:
     return {"version": 2, "ethernets": {INTERFACE: interface}}
 
 
+def _control_line_command(seed: Seed) -> list[str]:
+    # The distribution's own agetty with a bare shell on a line that only the machine's owner on the host can open: no
+    # login, no history, no profile, no prompts. A unit of this boot alone: nothing is installed. An interactive shell
+    # does not end by SIGTERM: without the hangup a shutdown would wait for it.
+    if not seed.control_line:
+        return []
+    unit = ["--unit=fleetbox-control", "--description=Control line", "-p", "Restart=always", "-p", "KillSignal=SIGHUP"]
+    unit += [f"--setenv={name}" for name in ("PS1=", "PS2=", "ENV=", "HISTFILE=/dev/null")]
+    agetty = ["agetty", "--skip-login", "--login-program", "/bin/sh", "--local-line"]
+    agetty += [
+        "--noclear",
+        "--noissue",
+        "--nonewline",
+        "--nohostname",
+        "--nohints",
+        seed.control_line,
+        "115200",
+        "dumb",
+    ]
+    run = shlex.join(["systemd-run", "--quiet", "--no-block", "--collect", *unit, "--", *agetty])
+    return [f"[ ! -d /run/systemd/system ] || {run} || echo 'fleetbox: no control line' >&2"]
+
+
 def _resolver_command(seed: Seed) -> list[str]:
     # An image without systemd-resolved or resolvconf (both make it a link) has nobody to write this file.
     if not seed.lease.dns:
@@ -136,7 +162,7 @@ def _resolver_command(seed: Seed) -> list[str]:
     return [f"[ -L /etc/resolv.conf ] || printf '%s\\n' {shlex.join(lines)} > /etc/resolv.conf"]
 
 
-def _mount_command(fixture: Fixture) -> str:
+def mount_command(fixture: Fixture) -> str:
     # Not cloud-init's `mounts`, which runs once per instance and leaves removed fixtures in /etc/fstab. A fixture that
     # cannot be mounted is told on the console and does not stop the boot.
     guest, label = shlex.quote(fixture.guest), fixtures.label(fixture.guest)

@@ -24,6 +24,7 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.errors import AmbiguousError, ConflictError, FleetboxError, NotFoundError, PartialError, RecordError
+from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.store import write_atomically
 from fleetbox.image import Image
 from fleetbox.records import SCHEMA, ClusterRecord, read_clusters, read_record
@@ -286,8 +287,8 @@ class ImageStore:
         if users:
             raise ConflictError(
                 f"the image {image.names[0] if image.names else image.digest[:12]} is in use",
-                why=f"the disks of {', '.join(users)} stand on it",
-                hint="destroy these members first",
+                why=f"{', '.join(users)} {'stands' if len(users) == 1 else 'stand'} on it",
+                hint="destroy these members, or remove these snapshots, first",
             )
 
     def sweep(self, dry_run: bool = False) -> list[str]:
@@ -332,11 +333,11 @@ class ImageStore:
 
 
 def users_of(digest: str) -> list[str]:
-    """The members, as `cluster/member`, whose disks stand on the image.
+    """The members, as `cluster/member`, whose disks stand on the image, and the snapshots that rest on it.
 
-    Raises ConflictError while a cluster's record cannot be read: its members might.
+    Raises ConflictError while a cluster's or a snapshot's record cannot be read: it might.
     """
-    users = []
+    users = list(SnapshotStore().pins().get(digest, ()))
     for cluster in read_clusters():
         if not isinstance(cluster, ClusterRecord):
             raise ConflictError(

@@ -57,8 +57,11 @@ def test_a_clusters_life(fleetbox: Fleetbox) -> None:
     up = fleetbox("up", "demo", "--members", "2")
     assert up.exit_code == 0, up.stderr
     assert "demo is up: 2 members on fake" in up.stdout
-    assert "node-1: boot …" in up.stderr.splitlines()
-    assert fleetbox("add", "demo", "db").exit_code == 0
+    assert "node-1: identity …" in up.stderr.splitlines()
+    assert [t["backend"] for t in fleetbox("template", "ls", "--json").envelope["data"]["templates"]] == ["fake"]
+    cold = fleetbox("add", "demo", "db", "--cold")
+    assert cold.exit_code == 0
+    assert "db: boot …" in cold.stderr.splitlines()
     assert _states(fleetbox) == {"demo/node-1": "running", "demo/node-2": "running", "demo/db": "running"}
     assert fleetbox("stop", "node-1", "db").stdout == "stopped demo/node-1, demo/db\n"
     assert _states(fleetbox) == {"demo/node-1": "stopped", "demo/node-2": "running", "demo/db": "stopped"}

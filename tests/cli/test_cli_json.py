@@ -14,7 +14,7 @@ from fleetbox.image import Image
 from fleetbox.wire import Notice, Progress
 from fleetbox_cli.parallel import Outcome
 from fleetbox_cli.render import ENVELOPE
-from fleetbox_cli.views import ClusterView, MemberView
+from fleetbox_cli.views import ClusterView, MemberView, SavedMemberView, SnapshotView, TemplateView
 from tests.cli.conftest import REPOSITORY, Run, write_cluster
 
 DOCUMENT = (REPOSITORY / "docs" / "reference" / "json.md").read_text()
@@ -27,6 +27,11 @@ KEYS: dict[type[msgspec.Struct], str] = {
     Outcome: "ref exit_code stdout stderr",
     Image: "digest names source architecture size_bytes stored_bytes created_at disk kernel initrd root "
     "boot boot_reason has_systemd",
+    SnapshotView: "id name description kind created_at cluster subnet backend accelerator identity images "
+    "size_bytes stored_bytes folder members",
+    SavedMemberView: "name running ip mac image image_digest cpus memory_bytes",
+    TemplateView: "key created_at used_at image image_digest backend accelerator cpus memory_bytes disk_bytes "
+    "control_line stored_bytes",
     DoctorReport: "checks backend accelerator network",
     Check: "name status message hint",
     PruneItem: "kind name reason removed",

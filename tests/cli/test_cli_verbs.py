@@ -72,6 +72,8 @@ def test_up_hands_everything_over(run: Run, calls: Calls, tmp_path: Path) -> Non
         str(tmp_path / "kernel"),
         "--timeout",
         "9",
+        "--cold",
+        "--no-control-line",
     ]
     done = run(*words.split(), *more)
     assert done.exit_code == 0, done.stderr
@@ -91,6 +93,7 @@ def test_up_hands_everything_over(run: Run, calls: Calls, tmp_path: Path) -> Non
                 "boot": "firmware",
                 "kernel": str(tmp_path / "kernel"),
                 "timeout_s": 9.0,
+                "cold": True,
             },
         )
     ]
@@ -107,7 +110,7 @@ def test_up_ends_with_the_members_and_how_to_go_on(run: Run, calls: Calls) -> No
         "  fleetbox destroy demo",
     ]
     assert run("up", "demo").exit_code == 0
-    assert calls == [("demo", {"network": "auto"})] * 2
+    assert calls == [("demo", {"network": "auto", "control_line": True})] * 2
 
 
 def test_refs_are_grouped_by_cluster(run: Run, calls: Calls) -> None:

@@ -106,12 +106,13 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def holder(
-        self, *, deaf: bool = False, subnet: str = "", leases: dict[str, str] | None = None
+        self, *, deaf: bool = False, faults: str = "", subnet: str = "", leases: dict[str, str] | None = None
     ) -> AsyncIterator[Holder]:
-        """A holder with a network. In its end it kills its machines and closes the network."""
+        """A holder with a network; `faults` are the fake's. In its end it kills its machines and closes the network."""
         host = HostThread()
         settings = {k: v for k, v in os.environ.items() if k.startswith("FLEETBOX_")}
         settings |= DEAF.get(self.backend_name, {}) if deaf else {}
+        settings |= {"FLEETBOX_FAKE_FAULTS": faults} if faults else {}
         backend = registry.create(self.backend_name, BackendEnvironment(host, settings))
         try:
             network = await backend.create_network(NetworkSpec(CLUSTER, "host", subnet=subnet, leases=leases or {}))

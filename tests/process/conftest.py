@@ -13,6 +13,7 @@ import pytest
 
 import fleetbox
 from fleetbox.backends.base import timeout_scale
+from tests.fakeguests import remember, write
 
 
 @pytest.fixture
@@ -80,3 +81,13 @@ def script() -> Iterator[Callable[[str], Script]]:
         if one.process.poll() is None:
             one.process.kill()
         one.process.communicate()
+
+
+@pytest.fixture
+def web(home: Path) -> fleetbox.Cluster:
+    """Three members, each of which remembers its name and has it on its disk."""
+    cluster = fleetbox.up("web", members=3, cold=True)
+    for member in cluster.members:
+        remember(member, f"I am {member.name}")
+        write(member, member.name)
+    return cluster

@@ -57,7 +57,7 @@ def test_up_with_fewer_members_removes_none_and_says_so(home: Path) -> None:
 
 def test_steps_are_reported_in_order(home: Path) -> None:
     events: list[Event] = []
-    fleetbox.up("web", on_event=events.append)
+    fleetbox.up("web", cold=True, on_event=events.append)
     done = [e.step for e in events if isinstance(e, Progress) and e.member == "node-1" and e.state == "done"]
     assert done == ["disk", "boot", "address"]
 
@@ -110,7 +110,7 @@ def test_destroy_of_one_member_leaves_the_others(home: Path) -> None:
 
 def test_destroy_leaves_nothing_and_repeats(home: Path) -> None:
     before = {p for p in home.rglob("*") if "keys" not in p.parts}
-    cluster = fleetbox.up("web", members=3)
+    cluster = fleetbox.up("web", members=3, cold=True)
     handles = [m.record.handle for m in cluster.members]
     cluster.destroy()
     assert not any(is_alive(handle.process) for handle in handles if handle)
@@ -150,7 +150,7 @@ def test_a_new_cluster_whose_only_member_fails_leaves_nothing(
 ) -> None:
     faults(fault)
     with pytest.raises(FleetboxError):
-        fleetbox.up("web")
+        fleetbox.up("web", cold=True)
     assert fleetbox.clusters() == []
     assert not paths.cluster_data_dir("web").exists()
     until(lambda: not paths.cluster_state_dir("web").exists())
@@ -183,7 +183,7 @@ def test_a_machine_that_ends_by_itself_becomes_stopped(
     home: Path, faults: Callable[[str], None], until: Callable[[Callable[[], object]], None]
 ) -> None:
     faults("boot:node-1=die-after:0.2")
-    cluster = fleetbox.up("web", members=2)
+    cluster = fleetbox.up("web", members=2, cold=True)
     until(lambda: cluster.member("node-1").record.state is MemberState.STOPPED)
     assert cluster.member("node-1").record.error
     assert cluster.member("node-2").state is MemberState.RUNNING
@@ -195,7 +195,7 @@ def test_the_holder_ends_with_its_last_machine(
     home: Path, faults: Callable[[str], None], until: Callable[[Callable[[], object]], None]
 ) -> None:
     faults("boot=die-after:0.2")
-    cluster = fleetbox.up("web")
+    cluster = fleetbox.up("web", cold=True)
     until(lambda: records.live_holder("web") is None)
     assert cluster.member("node-1").record.state is MemberState.STOPPED
 

@@ -61,7 +61,7 @@ def test_an_interrupted_up_undoes_what_was_not_finished(
 def test_an_interrupted_first_up_leaves_nothing(
     home: Path, faults: Callable[[str], None], script: Callable[[str], Any], until: Until
 ) -> None:
-    faults("address=hang")
+    faults("address:node-?=hang")
     running = script(UP)
     until(lambda: booting("node-1"))
     running.process.send_signal(signal.SIGINT)
@@ -73,7 +73,7 @@ def test_an_interrupted_first_up_leaves_nothing(
 def test_a_client_killed_in_the_middle_is_undone_as_well(
     home: Path, faults: Callable[[str], None], script: Callable[[str], Any], until: Until
 ) -> None:
-    faults("address=hang")
+    faults("address:node-?=hang")
     running = script(UP)
     until(lambda: booting("node-1"))
     running.process.kill()
@@ -93,7 +93,7 @@ def test_two_at_once_make_one_cluster(home: Path, script: Callable[[str], Any]) 
 def test_a_second_up_joins_when_the_first_is_interrupted(
     home: Path, faults: Callable[[str], None], script: Callable[[str], Any], until: Until
 ) -> None:
-    faults("address=hang")
+    faults("address:node-?=hang")
     first = script(UP)
     until(lambda: booting("node-1"))
     second = script(UP)

@@ -75,10 +75,12 @@ def test_a_line_is_found_however_it_is_written(tmp_path: Path) -> None:
 
 def test_a_new_start_begins_with_an_empty_private_log(tmp_path: Path) -> None:
     log = tmp_path / "serial.log"
-    serial.truncate(log)
+    serial.prepare(log, keep=False)
     assert log.stat().st_mode & 0o777 == 0o600
     log.write_text("earlier")
-    serial.truncate(log)
+    serial.prepare(log, keep=True)
+    assert log.read_text() == "earlier"
+    serial.prepare(log, keep=False)
     assert log.read_bytes() == b""
 
 

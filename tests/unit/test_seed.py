@@ -153,3 +153,43 @@ def test_resolver_is_written_only_where_nobody_else_does(tmp_path: Path, linked:
     assert run_bootcmd(SEED, tmp_path).returncode == 0
     assert resolver.read_text() == ("nameserver 127.0.0.53\n" if linked else "search demo\nnameserver 192.168.5.1\n")
     assert (tmp_path / "stub").read_text() == "nameserver 127.0.0.53\n"
+
+
+def control_line_argv(tmp_path: Path, *, systemd: bool, exit_code: int = 0) -> tuple[list[str], str]:
+    """What the seed's boot commands run as `systemd-run`, and what they say."""
+    seed = dataclasses.replace(SEED, control_line="ttyS1", lease=dataclasses.replace(LEASE, dns=()))
+    (tmp_path / "tools").mkdir()
+    program = tmp_path / "tools/systemd-run"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/argv\nexit {exit_code}\n')
+    program.chmod(0o755)
+    if systemd:
+        (tmp_path / "run/systemd/system").mkdir(parents=True)
+    script = "\n".join(user_data(seed)["bootcmd"]).replace("/run/systemd", f"{tmp_path}/run/systemd")
+    done = subprocess.run(
+        ["sh"], input=f"PATH={tmp_path}/tools:$PATH\n{script}", capture_output=True, text=True, check=True
+    )
+    argv = tmp_path / "argv"
+    return (argv.read_text().splitlines() if argv.exists() else []), done.stderr
+
+
+def test_control_line_is_the_distributions_agetty_with_a_bare_shell(tmp_path: Path) -> None:
+    argv, said = control_line_argv(tmp_path, systemd=True)
+    unit, agetty = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    assert said == ""
+    assert "--no-block" in unit  # it starts only when the boot is further than the command that waits for it
+    assert {"--setenv=ENV=", "--setenv=PS1=", "--setenv=HISTFILE=/dev/null"} <= set(unit)
+    assert agetty[0] == "agetty"
+    assert agetty[agetty.index("--login-program") + 1] == "/bin/sh"
+    assert agetty[-3:] == ["ttyS1", "115200", "dumb"]
+
+
+def test_without_systemd_there_is_no_control_line(tmp_path: Path) -> None:
+    assert control_line_argv(tmp_path, systemd=False) == ([], "")
+
+
+def test_a_control_line_that_fails_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    assert "no control line" in control_line_argv(tmp_path, systemd=True, exit_code=1)[1]
+
+
+def test_no_control_line_unless_asked_for() -> None:
+    assert not any("agetty" in command for command in user_data(SEED)["bootcmd"])

@@ -23,7 +23,15 @@ from fleetbox.backends.host.network import (
     naming,
     resolver,
 )
-from fleetbox.backends.host.network.journal import Journal, NetworkRecord, read_network, read_networks, union
+from fleetbox.backends.host.network.journal import (
+    Journal,
+    NetworkRecord,
+    member_and_slot,
+    read_network,
+    read_networks,
+    tap_key,
+    union,
+)
 from fleetbox.backends.host.network.lock import network_lock
 from fleetbox.backends.host.network.subnet import choose_subnet, parse_subnet
 from fleetbox.backends.host.process import Process, adopt
@@ -254,28 +262,41 @@ def close(built: Built) -> None:
     built.resolver = None
 
 
-def attach(built: Built, member: str, uid: int) -> str:
-    """Make the member's tap, up and on the bridge; returns its name. Raises NetworkError."""
+def attach(built: Built, member: str, slot: int, uid: int, *, join: bool) -> str:
+    """Make the member's tap, up and on the bridge (or, without `join`, off it). Returns its name; NetworkError."""
     record = built.journal.record
-    tap = naming.tap_name(record.cluster, member)
+    key, tap = tap_key(member, slot), naming.tap_name(record.cluster, member, slot)
     for other, name in record.taps.items():
-        if name == tap and other != member:
+        if name == tap and other != key:
             raise NetworkError(
-                f"the members {member!r} and {other!r} lead to the same interface {tap}",
+                f"the members {member!r} and {member_and_slot(other)[0]!r} lead to the same interface {tap}",
                 hint="give the new member another name",
             )
-    if record.taps.get(member) != tap:
-        built.journal.write(taps={**record.taps, member: tap})
+    if record.taps.get(key) != tap:
+        built.journal.write(taps={**record.taps, key: tap})
     with links.netlink() as ip:
-        links.ensure_tap(ip, tap, record.bridge, uid)
+        links.ensure_tap(ip, tap, record.bridge, uid, join=join)
     return tap
 
 
-def detach(journal: Journal, member: str) -> None:
-    """Remove the member's tap; nothing when it has none. Raises NetworkError when it stays."""
-    tap = journal.record.taps.get(member)
-    if tap is None:
+def join(built: Built, member: str, slot: int) -> None:
+    """Put the member's tap on the bridge. Raises NetworkError."""
+    record = built.journal.record
+    with links.netlink() as ip:
+        links.join(ip, naming.tap_name(record.cluster, member, slot), record.bridge)
+
+
+def leave(built: Built, member: str, slot: int) -> None:
+    """Take the member's tap, if it has one, off the bridge. Raises NetworkError."""
+    with links.netlink() as ip:
+        links.leave(ip, naming.tap_name(built.journal.record.cluster, member, slot))
+
+
+def detach(journal: Journal, *keys: str) -> None:
+    """Remove the taps filed under these keys (`tap_key`), as far as there are any. NetworkError when one stays."""
+    taps = [tap for key in keys if (tap := journal.record.taps.get(key))]
+    if not taps:
         return
     with links.netlink() as ip:
-        links.remove(ip, tap)
-    journal.write(taps={name: t for name, t in journal.record.taps.items() if name != member})
+        links.remove(ip, *taps)
+    journal.write(taps={key: tap for key, tap in journal.record.taps.items() if key not in keys})

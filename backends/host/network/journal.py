@@ -37,7 +37,8 @@ class ForeignRule(msgspec.Struct, frozen=True):
 class NetworkRecord(msgspec.Struct, frozen=True):
     """One network's host resources. `owner` is the holder; `namespace` the inode of the network namespace they are in.
 
-    `taps` maps members to interfaces. `resolver` is empty while dnsmasq is being started: it is then found by its argv.
+    `taps` maps members' slots (`tap_key`) to interfaces. `resolver` is empty while dnsmasq is being started: it is then
+    found by its argv.
     """
 
     cluster: str
@@ -51,6 +52,17 @@ class NetworkRecord(msgspec.Struct, frozen=True):
     taps: dict[str, str] = msgspec.field(default_factory=dict)
     rules: tuple[ForeignRule, ...] = ()
     resolver: ProcessIdentity | None = None
+
+
+def tap_key(member: str, slot: int = 0) -> str:
+    """What a member's interface is filed under: its name, in slot 1 `name/1`."""
+    return f"{member}/{slot}" if slot else member
+
+
+def member_and_slot(key: str) -> tuple[str, int]:
+    """The member and the slot of a `tap_key`."""
+    member, _, slot = key.partition("/")
+    return member, int(slot or 0)
 
 
 def path_of(bridge: str) -> Path:

@@ -108,18 +108,38 @@ def ensure_bridge(ip: IPRoute, name: str, gateway: IPv4Interface) -> None:
     ip.link("set", index=index, state="up", group=_group_of(name))
 
 
-def ensure_tap(ip: IPRoute, name: str, bridge: str, uid: int) -> None:
-    """Make the persistent tap that `uid` may open, up and on the bridge; an existing one is kept."""
-    master = index_of(ip, bridge)
-    if master is None:
-        raise NetworkError(f"the bridge {bridge} is gone", hint="stop the cluster and start it again")
+def ensure_tap(ip: IPRoute, name: str, bridge: str, uid: int, *, join: bool = True) -> None:
+    """Make the persistent tap that `uid` may open, up, and on the bridge or off it; an existing one is kept."""
+    master = _bridge_index(ip, bridge)
     index = index_of(ip, name)
     if index is None:
         ip.link("add", ifname=name, kind="tuntap", mode="tap", uid=uid)
         index = index_of(ip, name)
     # Guests wake on this link with an address already: nobody waits for its duplicates.
     ipv6_setting(name, "accept_dad", 0)
-    ip.link("set", index=index, state="up", master=master, group=_group_of(bridge))
+    ip.link("set", index=index, state="up", master=master if join else 0, group=_group_of(bridge))
+
+
+def join(ip: IPRoute, tap: str, bridge: str) -> None:
+    """Put a tap on the bridge; one that is there already stays. Raises NetworkError when either is gone."""
+    master, index = _bridge_index(ip, bridge), index_of(ip, tap)
+    if index is None:
+        raise NetworkError(f"the interface {tap} is gone", hint="stop the member and start it again")
+    ip.link("set", index=index, master=master)
+
+
+def leave(ip: IPRoute, tap: str) -> None:
+    """Take a tap off its bridge: nothing passes any more. One that is off it, or gone, is fine."""
+    index = index_of(ip, tap)
+    if index is not None:
+        ip.link("set", index=index, master=0)
+
+
+def _bridge_index(ip: IPRoute, bridge: str) -> int:
+    index = index_of(ip, bridge)
+    if index is None:
+        raise NetworkError(f"the bridge {bridge} is gone", hint="stop the cluster and start it again")
+    return index
 
 
 def remove_network(ip: IPRoute, bridge: str, *taps: str) -> None:

@@ -21,9 +21,9 @@ def bridge_name(cluster: str) -> str:
     return f"fb{paths.installation_digest()}b{_digits(cluster, 6)}"
 
 
-def tap_name(cluster: str, member: str) -> str:
-    """`fb<5 hex of the installation>t<7 hex of cluster/member>`."""
-    return f"fb{paths.installation_digest()}t{_digits(f'{cluster}/{member}', 7)}"
+def tap_name(cluster: str, member: str, slot: int = 0) -> str:
+    """`fb<5 hex of the installation>t<7 hex of cluster/member>`; in slot 1 `u` stands for `t`."""
+    return f"fb{paths.installation_digest()}{'tu'[slot]}{_digits(f'{cluster}/{member}', 7)}"
 
 
 def table_name(bridge: str) -> str:

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from fleetbox.backends.base import Lease, NetworkSpec, generate_mac
 from fleetbox.backends.host.network import construction, resolver
 from fleetbox.backends.host.network.construction import Built
+from fleetbox.backends.host.network.journal import tap_key
 from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import NetworkError
@@ -105,26 +106,28 @@ class HostNetwork:
         """See `base.Network.release`."""
         if not self._open:
             return
-        await self.detach(name)
+        await self._host.run(construction.detach, self._built.journal, tap_key(name, 0), tap_key(name, 1))
         await self._host.run(resolver.withdraw, self.bridge, name)
         self._leases.pop(name, None)
 
-    async def attach(self, name: str) -> str:
-        """Make the member's interface on the bridge, which this user may open; repeatable. Returns its name.
+    async def attach(self, name: str, *, slot: int = 0, join: bool = True) -> str:
+        """Make the member's interface of that slot, which this user may open; repeatable. Returns its name.
 
-        Cancelled, a new one is removed again. Raises NetworkError.
+        It is on the bridge, or without `join` up but off it, where nobody but the host hears the machine. Cancelled, a
+        new one is removed again. Raises NetworkError.
         """
         self._require_open()
-        known = name in self._built.journal.record.taps
+        key = tap_key(name, slot)
+        known = key in self._built.journal.record.taps
 
         def undo(_tap: str) -> None:
             if not known:
-                construction.detach(self._built.journal, name)
+                construction.detach(self._built.journal, key)
 
         def attach() -> str:
             self._require_open()  # closed while this was waiting for the thread
             try:
-                return construction.attach(self._built, name, os.geteuid())
+                return construction.attach(self._built, name, slot, os.geteuid(), join=join)
             except BaseException:
                 with contextlib.suppress(NetworkError):
                     undo("")
@@ -132,10 +135,20 @@ class HostNetwork:
 
         return await self._host.run(attach, undo=undo)
 
-    async def detach(self, name: str) -> None:
-        """Remove the member's interface; nothing when it has none. Raises NetworkError when it stays."""
+    async def join(self, name: str, slot: int = 0) -> None:
+        """Put the member's interface of that slot on the bridge; repeatable. Raises NetworkError without one."""
+        self._require_open()
+        await self._host.run(construction.join, self._built, name, slot)
+
+    async def leave(self, name: str, slot: int = 0) -> None:
+        """Take the member's interface off the bridge: nothing passes any more. Nothing when it has none."""
+        self._require_open()
+        await self._host.run(construction.leave, self._built, name, slot)
+
+    async def detach(self, name: str, slot: int = 0) -> None:
+        """Remove the member's interface of that slot; nothing when it has none. Raises NetworkError when it stays."""
         if self._open:
-            await self._host.run(construction.detach, self._built.journal, name)
+            await self._host.run(construction.detach, self._built.journal, tap_key(name, slot))
 
     async def close(self) -> None:
         """See `base.Network.close`."""

@@ -19,7 +19,14 @@ from fleetbox.backends.host.network import (
     naming,
     resolver,
 )
-from fleetbox.backends.host.network.journal import Journal, NetworkRecord, add_rules, read_network, read_networks
+from fleetbox.backends.host.network.journal import (
+    Journal,
+    NetworkRecord,
+    add_rules,
+    member_and_slot,
+    read_network,
+    read_networks,
+)
 from fleetbox.backends.host.network.lock import network_lock
 from fleetbox.backends.host.network.subnet import parse_subnet
 from fleetbox.backends.host.thread import HostThread
@@ -99,13 +106,19 @@ def _forget_elsewhere(record: NetworkRecord, dry_run: bool) -> list[str]:
 
 
 def _remove_strays(record: NetworkRecord, cluster: ClusterRecord, dry_run: bool) -> list[str]:
-    """Remove taps whose member is gone from a network that waits to be adopted."""
-    strays = [name for name in record.taps if name not in cluster.members]
+    """From a network that waits to be adopted, remove taps whose member is gone or has its machine in the other
+    slot.
+    """
+    strays = {}
+    for key in record.taps:
+        name, slot = member_and_slot(key)
+        if name not in cluster.members:
+            strays[key] = "its member is gone"
+        elif cluster.members[name].slot != slot:
+            strays[key] = "its member has its machine on another"
     if not dry_run:
-        journal = Journal(record)
-        for name in strays:
-            construction.detach(journal, name)
-    return [f"interface {record.taps[name]} of {record.cluster}/{name}: its member is gone" for name in strays]
+        construction.detach(Journal(record), *strays)
+    return [f"interface {record.taps[key]} of {record.cluster}/{key}: {why}" for key, why in strays.items()]
 
 
 def _restore(record: NetworkRecord) -> None:

@@ -208,9 +208,9 @@ def test_a_cancelled_open_or_attach_undoes_itself(net: TestNet, host: HostThread
         inside = asyncio.Event()
         real = getattr(construction, blocker)
 
-        def tell(*args: Any) -> Any:
+        def tell(*args: Any, **keywords: Any) -> Any:
             loop.call_soon_threadsafe(inside.set)
-            return real(*args)
+            return real(*args, **keywords)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(construction, blocker, tell)

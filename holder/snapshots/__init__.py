@@ -1,0 +1,1 @@
+"""Snapshots that users keep: their store, and archives to carry them elsewhere."""
