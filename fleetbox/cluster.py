@@ -12,7 +12,7 @@ from fleetbox.errors import HolderEnding, RecordError
 from fleetbox.identity import is_alive
 from fleetbox.member import Member, OnEvent
 from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
-from fleetbox.specs import Fixture, MemberSpec, NetworkMode, check_member_spec, member_names
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
 from fleetbox.wire import AddRequest, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
 
 
@@ -145,7 +145,7 @@ def _spec_change(
     kernel: str | None,
 ) -> SpecChange:
     return SpecChange(
-        image=image,
+        image=None if image is None else absolute_image(image),
         cpus=cpus,
         memory_bytes=memory_bytes,
         disk_bytes=disk_bytes,

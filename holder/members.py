@@ -18,8 +18,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from fleetbox import ssh
 from fleetbox.backends.base import VM, Adopts, Backend, Network, timeout_scale
 from fleetbox.backends.host import process
@@ -80,11 +78,10 @@ class Members:
                 with steps.step("disk"):
                     _make_folder(folder)
                     undo.push_async_callback(_remove_folder, folder)
-                    record = msgspec.structs.replace(placeholder, image_digest=image.digest if image else "")
-                    await self._provisioner.make_disk(record, image)
+                    await self._provisioner.make_disk(placeholder, image)
                 lease = await self.network.reserve(name)
                 undo.push_async_callback(self.network.release, name)
-                record = self._store.put_member(msgspec.structs.replace(record, ip=lease.ip, mac=lease.mac))
+                record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
                 undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
                 await self._boot(record, image, steps, timeout_s, undo)
                 self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())

@@ -321,10 +321,10 @@ class Orchestrator:
         assert self._members is not None
         assert self._backend is not None
         members, backend = self._members, self._backend
-        now = time.time()
+        now, digest = time.time(), image.digest if image else ""  # from here on the image is in use
         for name in missing:
             mac = generate_mac(f"{self.cluster}/{name}")
-            self._store.put_member(new_member(self._store.current, name, naming.new_id(), spec, mac, now))
+            self._store.put_member(new_member(self._store.current, name, naming.new_id(), spec, mac, now, digest))
         try:
             await self._store.commit()
         except BaseException:

@@ -7,6 +7,7 @@ record names are never removed; an adoptable machine is left to the next holder.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
@@ -17,6 +18,7 @@ from fleetbox import paths
 from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, NetworkError, RecordError
+from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.members import erase
 from fleetbox.holder.orphans import end_process, find_orphans
@@ -32,6 +34,8 @@ async def prune(*, dry_run: bool = False) -> PruneReport:
     for folder in sorted(p for p in paths.clusters_dir().glob("*") if p.is_dir()):
         items += [item async for item in _prune_cluster(folder.name, dry_run)]
     items += _unknown_runtime_folders(dry_run)
+    swept = await asyncio.to_thread(ImageLibrary().sweep, dry_run)
+    items += [PruneItem("image", name, "its making was interrupted", not dry_run) for name in swept]
     with closing(HostThread("prune")) as host:
         try:
             removed = await reconcile(host, dry_run=dry_run)

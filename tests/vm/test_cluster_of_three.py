@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fleetbox import paths, records
 from fleetbox.errors import DiskError, MachineError
 from fleetbox.identity import is_alive
 from fleetbox.records import MachineHandle, MemberState
+from fleetbox.wire import Event, Notice
 from tests.vm.conftest import Lab
 
 NAMES = ["node-1", "node-2", "node-3"]
@@ -209,6 +211,22 @@ def test_stop_and_start_keep_disk_address_and_identity(scene: Scene) -> None:
     assert scene.ssh("node-3", "sudo cat /root/file") == "precious"
     assert scene.ssh("node-1", "cat /etc/machine-id; cloud-init query instance_id") == machine_id
     assert scene.ssh("node-1", "cat /srv/fixture/greeting") == "hello again"
+
+
+def test_a_subnet_that_was_taken_meanwhile_is_replaced_and_said(scene: Scene) -> None:
+    scene.cluster.stop()
+    taken = scene.cluster.record.subnet
+    scene.lab.net.host.run("ip", "route", "add", "unreachable", taken)
+    said: list[Event] = []
+    try:
+        scene.cluster.start(["node-2"], on_event=said.append)
+        assert scene.cluster.record.subnet != taken
+        assert any(isinstance(e, Notice) and taken in e.message for e in said)
+        member = scene.cluster.member("node-2")
+        assert member.ip in scene.ssh("node-2", "ip -4 -br addr show eth0")
+        assert ip_network(scene.cluster.record.subnet)[1].exploded in scene.ssh("node-2", "ip route show default")
+    finally:
+        scene.lab.net.host.run("ip", "route", "del", "unreachable", taken)
 
 
 def test_destroy_leaves_nothing(scene: Scene) -> None:
