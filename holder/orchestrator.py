@@ -325,22 +325,26 @@ class Orchestrator:
         for name in missing:
             mac = generate_mac(f"{self.cluster}/{name}")
             self._store.put_member(new_member(self._store.current, name, naming.new_id(), spec, mac, now, digest))
-        try:
-            await self._store.commit()
-        except BaseException:
-            for name in missing:
-                self._store.drop_member(name)
-            raise
 
         async def start(name: str) -> None:
             kept = self._image_of(backend, self._store.current.members[name])
             await members.start(name, kept, Steps(emit, name), timeout_s)
 
-        work: dict[str, Awaitable[None]] = {name: start(name) for name in stopped}
-        for name in missing:
-            placeholder = self._store.current.members[name]
-            work[name] = members.create(placeholder, image, Steps(emit, name), timeout_s)
-        await all_of(work, "brought up")
+        async def create(name: str) -> None:
+            await members.create(self._store.current.members[name], image, Steps(emit, name), timeout_s)
+
+        try:
+            await self._store.commit()
+            for name in missing:  # in order: node-1 gets the lowest free address
+                await members.network.reserve(name)
+            await all_of({n: start(n) for n in stopped} | {n: create(n) for n in missing}, "brought up")
+        finally:
+            # One that was cancelled before its first step had nothing to undo, but its placeholder stands.
+            for name in missing:
+                member = self._store.current.members.get(name)
+                if member is not None and member.state is MemberState.CREATING:
+                    await members.network.release(name)
+                    self._store.drop_member(name)
         return missing
 
     async def _erase(self, member: MemberRecord) -> None:
