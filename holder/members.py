@@ -84,9 +84,7 @@ class Members:
                 record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
                 undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
                 await self._boot(record, image, steps, timeout_s, undo)
-                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
-                await self._store.commit()
-                undo.pop_all()
+                await self._finish(name, undo)
 
     async def start(self, name: str, image: Image | None, steps: Steps, timeout_s: float) -> None:
         """Boot a stopped member from its disk. When that fails it is stopped again."""
@@ -97,9 +95,22 @@ class Members:
                 lease = await self.network.reserve(name, record.ip)
                 record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
                 await self._boot(record, image, steps, timeout_s, undo)
-                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
-                await self._store.commit()
-                undo.pop_all()
+                await self._finish(name, undo)
+
+    async def _finish(self, name: str, undo: AsyncExitStack) -> None:
+        """Record that the member runs. From then on it is not undone: a cancellation takes effect after the write."""
+        self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
+        commit = asyncio.ensure_future(self._store.commit())
+        cancelled = False
+        while not commit.done():
+            try:
+                await asyncio.wait({commit})
+            except asyncio.CancelledError:
+                cancelled = True
+        commit.result()
+        undo.pop_all()
+        if cancelled:
+            raise asyncio.CancelledError
 
     async def _boot(
         self, record: MemberRecord, image: Image | None, steps: Steps, timeout_s: float, undo: AsyncExitStack

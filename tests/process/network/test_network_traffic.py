@@ -33,7 +33,8 @@ def lookup(namespace: Namespace, name: str, server: str, kind: int = 1) -> str:
     code = (
         "import socket,struct,sys\n"
         "q=b'\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'\n"
-        "q+=b''.join(bytes([len(p)])+p.encode() for p in sys.argv[1].split('.'))+b'\\0\\0'+bytes([int(sys.argv[3])])+b'\\0\\1'\n"
+        "q+=b''.join(bytes([len(p)])+p.encode() for p in sys.argv[1].split('.'))\n"
+        "q+=b'\\0\\0'+bytes([int(sys.argv[3])])+b'\\0\\1'\n"
         "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.settimeout(2);s.connect((sys.argv[2],53));s.send(q)\n"
         "r=s.recv(999);print('.'.join(map(str,r[-4:])) if r[7] else 'rcode %d'%(r[3]&15))\n"
     )
