@@ -43,7 +43,7 @@ def main() -> None:
 
 def up(name: str, members: int) -> float:
     """Seconds of one cold `up` by the command line."""
-    argv = [FLEETBOX, "up", name, "--members", str(members), "--memory", "512M", "--quiet"]
+    argv = [FLEETBOX, "up", name, "--members", str(members), "--memory", "512M", "--cold", "--quiet"]
     return seconds(lambda: subprocess.run(argv, check=True, stdout=subprocess.DEVNULL))
 
 

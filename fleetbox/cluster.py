@@ -12,7 +12,7 @@ from fleetbox.errors import HolderEnding, RecordError
 from fleetbox.identity import is_alive
 from fleetbox.member import Member, OnEvent
 from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
-from fleetbox.specs import Fixture, MemberSpec, NetworkMode, check_member_spec, member_names
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
 from fleetbox.wire import AddRequest, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
 
 
@@ -152,7 +152,7 @@ def spec_change(
 ) -> SpecChange:
     """What was said about members, as requests carry it."""
     return SpecChange(
-        image=image,
+        image=None if image is None else absolute_image(image),
         cpus=cpus,
         memory_bytes=memory_bytes,
         disk_bytes=disk_bytes,

@@ -83,6 +83,12 @@ def _check_range(what: str, value: int, low: int, high: int) -> None:
         )
 
 
+def absolute_image(image: str) -> str:
+    """An image that is named by a path of the caller's, as an absolute path: the holder works in another folder."""
+    is_path = "://" not in image and (image.startswith(("~", ".")) or "/" in image)
+    return str(Path(image).expanduser().absolute()) if is_path else image
+
+
 def parse_fixture(text: str) -> Fixture:
     """`HOST:GUEST` as a Fixture with an absolute host path; raises UsageError."""
     host, colon, guest = text.rpartition(":")

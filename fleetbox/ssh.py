@@ -42,7 +42,7 @@ def options(cluster: str, member: str, *, multiplex: bool = True) -> list[str]:
         f"HostKeyAlias={host_key_alias(cluster, member)}",
         "StrictHostKeyChecking=yes",
         "UpdateHostKeys=no",
-        # First: the hybrid that newer clients prefer costs an emulated guest 0.2 s a handshake, on a network of our own.
+        # First: the hybrid that newer clients prefer costs an emulated guest 0.2 s, and the network is our own.
         "KexAlgorithms=^curve25519-sha256",
         "PasswordAuthentication=no",
         "ConnectTimeout=20",

@@ -40,9 +40,7 @@ def _work(call: Call) -> Work:
         if family == "doctor":
             from fleetbox.holder import doctor
 
-            if call.request["fix"]:
-                await doctor.fix(emit)
-            return await doctor.examine()
+            return await (doctor.fix(emit) if call.request["fix"] else doctor.examine())
         if family == "prune":
             from fleetbox.holder.prune import prune
 

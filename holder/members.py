@@ -28,7 +28,7 @@ from fleetbox.errors import DiskError, FleetboxError, MachineError
 from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.keys import installation_key
-from fleetbox.holder.operations import Steps
+from fleetbox.holder.operations import Steps, uninterrupted
 from fleetbox.holder.orphans import end_process
 from fleetbox.holder.provision import Provisioner, packed_fixtures, remove_slot
 from fleetbox.holder.readiness import wait_for_ssh
@@ -97,17 +97,14 @@ class Members:
                 undo.push_async_callback(remove_folder, folder)
                 lease = await self.network.reserve(name)
                 undo.push_async_callback(self.network.release, name)
-                digest = image.digest if image else ""
-                record = msgspec.structs.replace(placeholder, image_digest=digest, ip=lease.ip, mac=lease.mac)
+                record = msgspec.structs.replace(placeholder, ip=lease.ip, mac=lease.mac)
                 undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
                 if source is None or not await self._clone(record, image, source, steps, timeout_s, undo):
                     self._store.put_member(record)
                     with steps.step("disk"):
                         await self.provisioner.make_disk(record, image)
                     await self.boot(record, image, steps, timeout_s, undo)
-                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
-                await self._store.commit()
-                undo.pop_all()
+                await self._finish(name, undo)
 
     async def start(self, name: str, image: Image | None, steps: Steps, timeout_s: float) -> None:
         """Boot a stopped member from its disk. When that fails it is stopped again."""
@@ -118,9 +115,13 @@ class Members:
                 lease = await self.network.reserve(name, record.ip)
                 record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
                 await self.boot(record, image, steps, timeout_s, undo)
-                self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
-                await self._store.commit()
-                undo.pop_all()
+                await self._finish(name, undo)
+
+    async def _finish(self, name: str, undo: AsyncExitStack) -> None:
+        """Record that the member runs. From then on it is not undone: a cancellation takes effect after the write."""
+        self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
+        await uninterrupted(self._store.commit())
+        undo.pop_all()
 
     async def boot(
         self, record: MemberRecord, image: Image | None, steps: Steps, timeout_s: float, undo: AsyncExitStack

@@ -345,29 +345,34 @@ class Orchestrator:
         assert self._members is not None
         assert self._backend is not None
         members, backend = self._members, self._backend
-        now = time.time()
+        now, digest = time.time(), image.digest if image else ""  # from here on the image is in use
         for name in missing:
             mac = generate_mac(f"{self.cluster}/{name}")
-            member = new_member(self._store.current, name, naming.new_id(), spec, mac, now)
+            member = new_member(self._store.current, name, naming.new_id(), spec, mac, now, digest)
             if not isinstance(request, wire.TargetsRequest):
                 member = msgspec.structs.replace(member, control_line=request.control_line)
             self._store.put_member(member)
-        try:
-            await self._store.commit()
-        except BaseException:
-            for name in missing:
-                self._store.drop_member(name)
-            raise
 
         async def start(name: str) -> None:
             kept = self._image_of(backend, self._store.current.members[name])
             await members.start(name, kept, Steps(emit, name), request.timeout_s)
 
-        work: dict[str, Awaitable[None]] = {name: start(name) for name in stopped}
-        for name in missing:
+        async def create(name: str) -> None:
             placeholder = self._store.current.members[name]
-            work[name] = members.create(placeholder, image, Steps(emit, name), request.timeout_s, source)
-        await all_of(work, "brought up")
+            await members.create(placeholder, image, Steps(emit, name), request.timeout_s, source)
+
+        try:
+            await self._store.commit()
+            for name in missing:  # in order: node-1 gets the lowest free address
+                await members.network.reserve(name)
+            await all_of({n: start(n) for n in stopped} | {n: create(n) for n in missing}, "brought up")
+        finally:
+            # One that was cancelled before its first step had nothing to undo, but its placeholder stands.
+            for name in missing:
+                left = self._store.current.members.get(name)
+                if left is not None and left.state is MemberState.CREATING:
+                    await members.network.release(name)
+                    self._store.drop_member(name)
         return missing
 
     async def _erase(self, member: MemberRecord) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -20,7 +21,8 @@ from fleetbox.records import ClusterRecord, MemberRecord, MemberState
 from fleetbox.specs import NOWHERE, MemberSpec
 
 # The seed names the interface eth0 anyway; a kernel that keeps to it saves the guest the renaming.
-CMDLINE = "ro console=tty0 console=ttyS0 net.ifnames=0"
+SERIAL = "ttyAMA0" if platform.machine() == "aarch64" else "ttyS0"
+CMDLINE = f"ro console=tty0 console={SERIAL} net.ifnames=0"
 CONTROL_LINE = "ttyS1"
 BLANK_DISK_BYTES = 1 << 20
 
@@ -155,7 +157,7 @@ def remove_slot(member: MemberRecord, slot: int) -> None:
 
 
 def new_member(
-    cluster: ClusterRecord, name: str, member_id: str, spec: MemberSpec, mac: str, now: float
+    cluster: ClusterRecord, name: str, member_id: str, spec: MemberSpec, mac: str, now: float, image_digest: str
 ) -> MemberRecord:
     """The placeholder of a member that is about to be made."""
     return MemberRecord(
@@ -163,7 +165,7 @@ def new_member(
         name=name,
         state=MemberState.CREATING,
         spec=spec,
-        image_digest="",
+        image_digest=image_digest,
         mac=mac,
         ip="",
         folder=str(paths.member_dir(cluster.name, name)),

@@ -18,6 +18,7 @@ from fleetbox import paths
 from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, NetworkError, RecordError
+from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.members import erase
 from fleetbox.holder.orphans import end_process, find_orphans
@@ -39,6 +40,8 @@ async def prune(*, dry_run: bool = False) -> PruneReport:
     for name in await asyncio.to_thread(SnapshotStore().sweep, dry_run=dry_run):
         items.append(PruneItem("snapshot", name, "its making was interrupted", not dry_run))
     items += await asyncio.to_thread(TemplateStore().sweep, dry_run=dry_run)
+    swept = await asyncio.to_thread(ImageLibrary().sweep, dry_run)
+    items += [PruneItem("image", name, "its making was interrupted", not dry_run) for name in swept]
     with closing(HostThread("prune")) as host:
         try:
             removed = await reconcile(host, dry_run=dry_run)

@@ -87,7 +87,9 @@ class Namespace:
     def start(self, *argv: str) -> subprocess.Popen[str]:
         """Start a lasting program inside, its standard output on a pipe; ended with the namespace."""
         argv = ("ip", "netns", "exec", self.name, *argv)
-        started = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        # Not a process of the test's home: it is the outside's.
+        environment = {name: value for name, value in os.environ.items() if name != "FLEETBOX_HOME"}
+        started = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
         self._started.append(started)
         return started
 

@@ -137,8 +137,7 @@ class SnapshotOperations:
         admission.check_spec(msgspec.structs.replace(spec, fixtures=added))
         mac = generate_mac(f"{cluster.name}/{name}")
         placeholder = msgspec.structs.replace(
-            new_member(cluster, name, new_id(), spec, mac, time.time()),
-            image_digest=saved.image_digest,
+            new_member(cluster, name, new_id(), spec, mac, time.time(), saved.image_digest),
             base=saved.base,
             warm=saved.warm,
             control_line=saved.control_line and request.control_line,

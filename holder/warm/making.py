@@ -176,7 +176,8 @@ class TemplateMaker:
         plain = msgspec.structs.replace(spec, fixtures=())
         mac = generate_mac(f"{cluster.name}/{TEMPLATE_NAME}")
         record = msgspec.structs.replace(
-            new_member(cluster, TEMPLATE_NAME, new_id(), plain, mac, time.time()), control_line=wanted.control_line
+            new_member(cluster, TEMPLATE_NAME, new_id(), plain, mac, time.time(), image.digest if image else ""),
+            control_line=wanted.control_line,
         )
         folder = Path(record.folder)
         async with AsyncExitStack() as undo:

@@ -61,7 +61,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
-    threading.Thread(target=site.server.serve_forever, daemon=True).start()
+    threading.Thread(target=site.server.serve_forever, args=(0.01,), daemon=True).start()
     yield site
     site.server.shutdown()
     site.server.server_close()

@@ -72,6 +72,7 @@ def share_images(source: Path, target: Path) -> None:
             shutil.rmtree(destination, ignore_errors=True)
             copied = ["cp", "-a", "--sparse=always", "--reflink=auto", str(source / "data" / folder), str(destination)]
             subprocess.run(copied, check=True)
+    (target / "data" / "images" / ".lock").unlink(missing_ok=True)  # a lock of its own
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fleetbox import paths, records
 from fleetbox.errors import DiskError, MachineError
 from fleetbox.identity import is_alive
 from fleetbox.records import MachineHandle, MemberState
+from fleetbox.wire import Event, Notice
 from tests.vm.conftest import Lab
 
 NAMES = ["node-1", "node-2", "node-3"]
@@ -53,6 +55,7 @@ def scene(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]
         memory_bytes=512 << 20,
         disk_bytes=6 << 30,
         fixtures=[fleetbox.Fixture(str(fixture), "/srv/fixture")],
+        cold=True,
     )
     yield Scene(cluster, fixture, lab)
     cluster.destroy()
@@ -211,6 +214,22 @@ def test_stop_and_start_keep_disk_address_and_identity(scene: Scene) -> None:
     assert scene.ssh("node-1", "cat /srv/fixture/greeting") == "hello again"
 
 
+def test_a_subnet_that_was_taken_meanwhile_is_replaced_and_said(scene: Scene) -> None:
+    scene.cluster.stop()
+    taken = scene.cluster.record.subnet
+    scene.lab.net.host.run("ip", "route", "add", "unreachable", taken)
+    said: list[Event] = []
+    try:
+        scene.cluster.start(["node-2"], on_event=said.append)
+        assert scene.cluster.record.subnet != taken
+        assert any(isinstance(e, Notice) and taken in e.message for e in said)
+        member = scene.cluster.member("node-2")
+        assert member.ip in scene.ssh("node-2", "ip -4 -br addr show eth0")
+        assert ip_network(scene.cluster.record.subnet)[1].exploded in scene.ssh("node-2", "ip route show default")
+    finally:
+        scene.lab.net.host.run("ip", "route", "del", "unreachable", taken)
+
+
 def test_destroy_leaves_nothing(scene: Scene) -> None:
     handles = [m.record.handle for m in scene.cluster.members if m.record.handle]
     bridge = scene.cluster.record.bridge
@@ -221,5 +240,6 @@ def test_destroy_leaves_nothing(scene: Scene) -> None:
     assert paths.installation_digest() not in links
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
     assert "fleetbox" not in tables
-    left = [p for p in scene.lab.home.rglob("*") if p.is_file() and not {"keys", "blobs", "images"} & set(p.parts)]
-    assert not [p for p in left if "cache" not in p.parts], left
+    kept = {"keys", "blobs", "images", "cache"}  # the installation's, not the cluster's
+    left = [p for p in scene.lab.home.rglob("*") if p.is_file() and not kept & set(p.parts) and p.name != ".lock"]
+    assert not left

@@ -60,6 +60,7 @@ def start(bridge: str, gateway: str, cluster: str) -> Process | None:
             "--no-hosts",
             f"--hostsdir={hosts}",
             f"--domain={cluster}",
+            f"--local=/{cluster}/",  # a member's missing AAAA record is not asked for outside
             "--domain-needed",  # a bare name is a member's or nobody's
             "--local-ttl=1",
         ],

@@ -29,15 +29,16 @@ table ip filter {
 """
 
 
-def lookup(namespace: Namespace, name: str, server: str) -> str:
+def lookup(namespace: Namespace, name: str, server: str, kind: int = 1) -> str:
     code = (
         "import socket,struct,sys\n"
         "q=b'\\x12\\x34\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0'\n"
-        "q+=b''.join(bytes([len(p)])+p.encode() for p in sys.argv[1].split('.'))+b'\\0\\0\\1\\0\\1'\n"
+        "q+=b''.join(bytes([len(p)])+p.encode() for p in sys.argv[1].split('.'))\n"
+        "q+=b'\\0\\0'+bytes([int(sys.argv[3])])+b'\\0\\1'\n"
         "s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);s.settimeout(2);s.connect((sys.argv[2],53));s.send(q)\n"
         "r=s.recv(999);print('.'.join(map(str,r[-4:])) if r[7] else 'rcode %d'%(r[3]&15))\n"
     )
-    return namespace.run(sys.executable, "-c", code, name, server, check=False).stdout.strip()
+    return namespace.run(sys.executable, "-c", code, name, server, str(kind), check=False).stdout.strip()
 
 
 def test_members_reach_the_internet_and_each_other_and_nobody_else_reaches_them(net: TestNet, host: HostThread) -> None:
@@ -141,6 +142,12 @@ def test_names_resolve_and_follow_the_members(net: TestNet, host: HostThread) ->
         second = await network.reserve("node-2")
         assert await becomes("node-2", second.ip)
         assert await becomes("node-2.alpha", second.ip)
+        # What a member has not is not asked for outside, where nobody answers yet: every lookup would wait for it.
+        aaaa = 28
+        assert (
+            lookup(one, "node-1.alpha", lease.gateway, aaaa) == lookup(one, "node-1", lease.gateway, aaaa) == "rcode 0"
+        )
+        assert lookup(one, "nobody.alpha", lease.gateway) == lookup(one, "nobody", lease.gateway) == "rcode 3"
         await network.release("node-2")
         assert await becomes("node-2", "rcode 3")
         if resolver.host_nameservers():
