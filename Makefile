@@ -70,10 +70,11 @@ test-programs:
 	@command -v ip >/dev/null || { $(INSTALL) iproute2; }
 
 test: host test-programs check ## every test, those with real machines last
-	@$(PYTEST) --durations=10
+	@$(PYTEST) -m 'not vm' -n 2 -q
+	@$(PYTEST) -m vm --durations=10
 
 test-fast: test-programs check ## every test that boots no machine
-	@$(PYTEST) -m 'not vm'
+	@$(PYTEST) -m 'not vm' -n 2
 
 bench: host ## the measurements of benchmarks/, one table each
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python "$$benchmark"; done

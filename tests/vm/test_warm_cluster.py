@@ -162,7 +162,7 @@ def test_a_snapshot_goes_through_a_pipe_and_becomes_a_new_cluster(cluster: fleet
         assert found["hostname"] == member.name
         assert found["mac"] == member.record.mac != cluster.member(member.name).record.mac
         assert found["machine_id"] != who(cluster.member(member.name))["machine_id"]
-        assert ssh(member, "cat /tmp/file") == "kept"
+    assert ssh(other.member("node-2"), "cat /tmp/file") == "kept"
     other.destroy()
 
 
