@@ -184,7 +184,8 @@ class Network(Protocol):
         """Make the host interface of a member's machine, on the bridge with `join`, up beside it without.
 
         Returns its name, empty where a network has no interfaces on the host. Backends do this in `VM.start`. Repeated:
-        the same interface; it joins when told to, and never leaves. Raises NetworkError.
+        the same interface, on the bridge or off it as told: one that a dead holder left joined would let a clone wake
+        on the bridge under its template's address. Raises NetworkError.
         """
 
     async def join(self, name: str, slot: int = 0) -> None:

@@ -72,7 +72,7 @@ class FakeNetwork:
     async def attach(self, name: str, *, slot: int = 0, join: bool = True) -> str:
         if self._closed:
             raise NetworkError(f"the network of {self._cluster} is closed")
-        self._interfaces[name, slot] = join or self._interfaces.get((name, slot), False)
+        self._interfaces[name, slot] = join
         return ""
 
     async def join(self, name: str, slot: int = 0) -> None:
