@@ -15,6 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the tests' network namespaces and image cache serve the benchmarks too
 
+# An installed fleetbox has its bytecode; a checkout gets it by the first run, unless this forbids it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 FLEETBOX = str(Path(sys.executable).with_name("fleetbox"))
 
 
