@@ -123,6 +123,8 @@ def clones() -> None:
         row(f"`add` of one{how}", min(adds), add_banner, limits[1])
     title = f"Warm members ({MEMORY_BYTES >> 20} MiB, 2 cpus each): time to ready"
     table(title, ("what", "ready", "last banner", "of one cold boot", "promise", ""), rows)
+    fleetbox.Cluster("warm").destroy()
+    up("warm", MEMBERS)
     in_time(memory, disk)
 
 
