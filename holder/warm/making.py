@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import ipaddress
 import logging
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -47,7 +48,7 @@ from fleetbox.holder.provision import Provisioner, find_disk, new_member
 from fleetbox.holder.readiness import wait_for_ssh
 from fleetbox.holder.store import ClusterStore
 from fleetbox.holder.warm.program import PROGRAM
-from fleetbox.holder.warm.reidentify import prepare
+from fleetbox.holder.warm.reidentify import QUIET, prepare
 from fleetbox.holder.warm.templates import SAVED, TemplateStore
 from fleetbox.image import Image
 from fleetbox.names import new_id
@@ -238,7 +239,9 @@ class TemplateMaker:
         await wait_for_ssh(cluster, record, vm, max(0.1, deadline - loop.time()))
         limit_s = SETTLE_LIMIT_S * timeout_scale()
         settle = _SETTLE.format(limit=int(limit_s))
-        for command in (settle, "true"):  # a second session, so that what it needs is in memory
+        # Who has a control line is made quiet over it, last of all.
+        quiet = "true" if record.control_line else f"sudo sh -c {shlex.quote(QUIET)}"
+        for command in (settle, quiet):  # a second session, so that what it needs is in memory
             argv = ssh.argv(cluster, record, [command], tty=False, multiplex=False, batch=True)
             try:
                 await run(argv, timeout_s=2 * limit_s + 30)
