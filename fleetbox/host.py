@@ -11,12 +11,18 @@ from fleetbox.stream import OnEvent
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One thing that was looked at. `fail` keeps machines from running, `warn` makes them slower or less able."""
+    """One thing that was looked at. `fail` keeps machines from running, `warn` makes them slower or less able.
+
+    `message` is what was found, `why` what fleetbox needs it for, `hint` what to do, empty when all is well. `fixable`
+    says that `fleetbox doctor --fix` does it.
+    """
 
     name: str
     status: Literal["ok", "warn", "fail"]
     message: str
     hint: str = ""
+    why: str = ""
+    fixable: bool = False
 
 
 class DoctorReport(msgspec.Struct, frozen=True):
@@ -47,9 +53,10 @@ class PruneReport(msgspec.Struct, frozen=True):
 
 
 def doctor(*, fix: bool = False, on_event: OnEvent | None = None) -> DoctorReport:
-    """Examine this host; with `fix`, install what is missing first (Debian and Ubuntu).
+    """Examine this host; with `fix`, repair first what can be repaired: missing programs (Debian and Ubuntu), kernel
+    modules, owners and modes of folders, membership of the group kvm, what crashes have left.
 
-    Raises HostError when `fix` cannot be done here.
+    Raises HostError when programs are missing and cannot be installed here; what else stays is in the report.
     """
     return msgspec.convert(run_job("doctor", {"fix": fix}, on_event), DoctorReport)
 

@@ -20,7 +20,7 @@ _MARKS = {"ok": ("✓", "32"), "warn": ("!", "33"), "fail": ("✗", "1;31")}
 
 @verb("""
     fleetbox doctor
-    fleetbox doctor --fix    # installs missing host programs (Debian and Ubuntu, as root)
+    fleetbox doctor --fix    # installs missing host programs (Debian and Ubuntu, as root) and repairs what it can
 """)
 def doctor(
     settings: Settings, fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False
@@ -38,8 +38,12 @@ def doctor(
         mark, code = _MARKS[check.status]
         shown = f"\x1b[{code}m{mark}\x1b[0m" if color else mark
         text.append(f"{shown} {check.name.ljust(width)}  {check.message}")
-        if check.hint and check.status != "ok":
-            text.append(f"  {' ' * width}  hint: {check.hint}")
+        if check.status != "ok":
+            text += [
+                f"  {' ' * width}  {word}: {said}" for word, said in (("why", check.why), ("fix", check.hint)) if said
+            ]
+    if not fix and any(check.fixable for check in report.checks):
+        text += ["", "`fleetbox doctor --fix` repairs some of this"]
     if report.backend:
         network = f", network {report.network}" if report.network else ", no network can be made"
         text += ["", f"a new cluster gets {report.backend} with {report.accelerator}{network}"]

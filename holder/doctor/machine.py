@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -38,6 +41,19 @@ def folder_problem(path: Path, private: bool) -> str:
     return ""
 
 
+def may_close(path: Path) -> bool:
+    """Whether a folder is ours and merely open to others."""
+    return path.is_dir() and not path.is_symlink() and path.stat().st_uid == os.geteuid()
+
+
+def repair_order(path: Path) -> str:
+    """The command that makes a folder ours and closes it; empty where that does not help."""
+    if not path.is_dir():
+        return ""
+    mode = f"chmod go-rwx {shlex.quote(str(path))}"
+    return mode if may_close(path) else f"sudo chown -R {os.geteuid()} {shlex.quote(str(path))} && {mode}"
+
+
 def check_folders() -> Check:
     """Data, state, cache and runtime folders: writable, ours, not open to others."""
     folders = {
@@ -46,9 +62,14 @@ def check_folders() -> Check:
         paths.cache_dir(): False,
         paths.runtime_dir(): True,
     }
-    problems = [problem for path, private in folders.items() if (problem := folder_problem(path, private))]
+    problems = {path: problem for path, private in folders.items() if (problem := folder_problem(path, private))}
     if problems:
-        return Check("folders", "fail", "; ".join(problems), "correct owner and mode, or set FLEETBOX_HOME to a folder")
+        orders = " && ".join(filter(None, (repair_order(path) for path in problems)))
+        hint = (
+            f"run: {orders}; or set FLEETBOX_HOME to a folder of yours" if orders else "set FLEETBOX_HOME to a folder"
+        )
+        fixable = all(may_close(path) for path in problems)
+        return Check("folders", "fail", "; ".join(problems.values()), hint, fixable=fixable)
     return Check("folders", "ok", f"data {paths.data_dir()}, state {paths.state_dir()}, cache {paths.cache_dir()}")
 
 
@@ -103,3 +124,17 @@ def check_user_namespaces(settings: Path = Path("/proc/sys")) -> Check:
         if (settings / name).exists() and (settings / name).read_text().strip() == value
     ]
     return Check("user namespaces", "ok", f"{'; '.join(found) or 'available'} (not used)")
+
+
+SKEW_S = 120.0
+
+
+def check_clock(now: Callable[[], float] = time.time) -> Check:
+    """Whether the clock stands before what fleetbox has written: then it was turned back, or is wrong."""
+    written = [paths.clusters_dir(), paths.images_dir(), paths.keys_dir(), paths.data_dir(), paths.state_dir()]
+    newest = max((path.stat().st_mtime for path in written if path.exists()), default=0.0)
+    behind = newest - now()
+    if behind > SKEW_S:
+        hint = "run: sudo timedatectl set-ntp true (or set the clock)"
+        return Check("clock", "warn", f"it is {behind:.0f} s behind what fleetbox wrote last", hint)
+    return Check("clock", "ok", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(now()))} UTC")

@@ -7,18 +7,18 @@ import os
 import re
 from ipaddress import IPv4Interface
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from fleetbox.backends.host import process, programs
-from fleetbox.backends.host.network import links
+from fleetbox.backends.host import process
+from fleetbox.backends.host.network import links, subnet
 from fleetbox.errors import FleetboxError, HostError
 from fleetbox.host import Check
 
 _CAP_NET_ADMIN = 12  # capabilities(7), linux/capability.h
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _AS_ROOT = "run fleetbox as root"
+
+MODULES = ("tun", "nf_tables", "nft_masq", "nft_ct")
+LOAD_MODULES = f"run: sudo modprobe -a {' '.join(MODULES)}"
 
 _BRIDGE, _TAP = "scratch-bridge", "scratch-tap"
 _TABLE = """
@@ -36,8 +36,9 @@ def check() -> Check:
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except OSError as e:
-        hint = "load the module: modprobe tun" if isinstance(e, FileNotFoundError) else _AS_ROOT
-        return Check("network", "fail", f"taps cannot be made: /dev/net/tun: {e.strerror}", hint)
+        absent = isinstance(e, FileNotFoundError)
+        hint = "run: sudo modprobe tun" if absent else _AS_ROOT
+        return Check("network", "fail", f"taps cannot be made: /dev/net/tun: {e.strerror}", hint, fixable=absent)
     os.close(descriptor)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) != 0:
@@ -46,7 +47,7 @@ def check() -> Check:
     try:
         _make_everything()
     except FleetboxError as e:
-        return Check("network", "fail", str(e), e.hint)
+        return Check("network", "fail", str(e), e.hint, fixable=e.hint == LOAD_MODULES)
     return Check("network", "ok", "host mode: bridge, tap, forwarding and firewall work (tried in a scratch namespace)")
 
 
@@ -71,45 +72,20 @@ def _make_everything() -> None:
     try:
         process.run_blocking(["nft", "-f", "-"], stdin=_TABLE.encode())
     except process.ProgramFailed as e:
-        raise HostError(
-            "the firewall cannot be set", why=e.why, hint="load its modules: modprobe nf_tables nft_masq nft_ct"
-        ) from e
+        raise HostError("the firewall cannot be set", why=e.why, hint=LOAD_MODULES) from e
 
 
-def check_firewall() -> Check:
-    """Other people's rules that drop forwarded packets. Information: a cluster's network adds an accept of its own."""
-    if programs.find("nft") is None or not has_net_admin(Path("/proc/self/status").read_text()):
-        return Check("firewall", "ok", "not looked at: it takes nft and CAP_NET_ADMIN")
-    try:
-        ruleset = process.run_blocking(["nft", "-j", "list", "ruleset"])
-    except process.ProgramFailed as e:
-        return Check("firewall", "warn", f"nft cannot list the rules: {e.why}", "load its modules: modprobe nf_tables")
-    droppers = dropping_chains(msgspec.json.decode(ruleset))
-    if _legacy_drops():
-        droppers.append("iptables-legacy FORWARD")
-    if droppers:
-        return Check(
-            "firewall",
-            "ok",
-            f"{', '.join(droppers)} drops forwarded packets; clusters add an accept of their own beside it",
-        )
-    return Check("firewall", "ok", "nothing drops forwarded packets")
-
-
-def dropping_chains(ruleset: dict[str, Any]) -> list[str]:
-    """`family table chain` of every base chain on the forward hook whose policy is drop (libnftables-json(5))."""
-    chains = [entry["chain"] for entry in ruleset.get("nftables", ()) if "chain" in entry]
-    return [
-        f"{c['family']} {c['table']} {c['name']}"
-        for c in chains
-        if c.get("hook") == "forward" and c.get("policy") == "drop"
-    ]
-
-
-def _legacy_drops() -> bool:
-    try:
-        if "filter" not in Path("/proc/net/ip_tables_names").read_text().split():
-            return False
-        return b"-P FORWARD DROP" in process.run_blocking(["iptables-legacy", "-S", "FORWARD"])
-    except (OSError, FleetboxError):
-        return False  # no such rules, or no program that shows them
+def check_subnets() -> Check:
+    """Whether the next cluster finds a subnet, and which routes take the room."""
+    with links.netlink() as ip:
+        occupied = links.occupied(ip, "")
+    taken = sorted({network for network in occupied if any(network.overlaps(pool) for pool in subnet.POOLS)})
+    free = subnet.choose_subnet("doctor", occupied)  # NetworkError, with what to do, when there is none
+    message = f"{free} is free"
+    if taken:
+        message += f"; taken by this host: {', '.join(map(str, taken[:5]))}{', …' if len(taken) > 5 else ''}"
+    wide = [str(network) for network in taken if any(network.supernet_of(pool) for pool in subnet.POOLS)]
+    if wide:
+        hint = "nothing now; when the other pool fills up, give that route (a VPN's, most often) a narrower target"
+        return Check("subnets", "warn", f"{message}; {', '.join(wide)} covers a whole pool", hint)
+    return Check("subnets", "ok", message)

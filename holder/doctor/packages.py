@@ -15,8 +15,6 @@ from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host import process, programs
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, HostError
-from fleetbox.holder.doctor.examination import examine
-from fleetbox.host import DoctorReport
 from fleetbox.wire import Event, Progress
 
 OnEvent = Callable[[Event], None]
@@ -27,16 +25,14 @@ _EVENT_INTERVAL_S = 0.1
 _STEP = "packages"
 
 
-async def fix(on_event: OnEvent) -> DoctorReport:
-    """Install the packages of missing programs and look at the host again. Nothing is missing: nothing is done.
+async def install_missing(on_event: OnEvent) -> None:
+    """Install the packages of missing programs. Nothing is missing: nothing is done.
 
     Raises HostError on other distributions, without root or sudo, and when apt fails; it names the packages.
     """
     wanted = missing_packages()
     if wanted:
-        apt = Apt(prefix_for(wanted), on_event)
-        await apt.install(wanted)
-    return await examine()
+        await Apt(prefix_for(wanted), on_event).install(wanted)
 
 
 def missing_packages() -> list[str]:

@@ -180,7 +180,8 @@ def test_add_returns_the_new_members(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("status", "code"), [("ok", 0), ("warn", 0), ("fail", 6)])
 def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, status: Any, code: int) -> None:
-    checks = (Check("kvm", status, "does not work", "load the module"), Check("qemu", "ok", "version 7", "unused"))
+    kvm = Check("kvm", status, "does not work", "load the module", "it is fast", fixable=True)
+    checks = (kvm, Check("qemu", "ok", "version 7", "unused", "unsaid"))
     report = DoctorReport(checks, "qemu", "tcg", "host")
     monkeypatch.setattr("fleetbox.host.doctor", lambda fix, on_event: report)
     done = run("doctor")
@@ -188,8 +189,12 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, status: Any, code: in
     lines = done.stdout.splitlines()
     mark = {"ok": "✓", "warn": "!", "fail": "✗"}[status]
     assert lines[0] == f"{mark} kvm   does not work"
-    assert (lines[1] == "        hint: load the module") == (status != "ok")
+    told = ["        why: it is fast", "        fix: load the module"]
+    assert (lines[1:3] == told) == (status != "ok")
     assert "unused" not in done.stdout
+    assert "unsaid" not in done.stdout
+    assert "`fleetbox doctor --fix` repairs some of this" in lines
+    assert "repairs some" not in run("doctor", "--fix").stdout
     assert lines[-1] == "a new cluster gets qemu with tcg, network host"
     assert run("doctor", "--json").envelope["data"]["accelerator"] == "tcg"
 

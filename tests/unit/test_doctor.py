@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fleetbox.backends.host import programs
-from fleetbox.errors import HostError
-from fleetbox.holder.doctor import examine, machine, network
+from fleetbox.errors import HostError, NetworkError
+from fleetbox.holder.doctor import examine, firewall, hypervisor, machine, network
 from fleetbox.holder.doctor.examination import guarded, in_thread
 from fleetbox.host import Check
 
@@ -40,7 +40,8 @@ def test_this_host_is_examined_without_touching_its_network(own_network: None, f
     assert report.accelerator in ("kvm", "tcg")
     assert report.accelerator in find(report.checks, "backend").message
     assert find(report.checks, "kvm").status == ("ok" if report.accelerator == "kvm" else "warn")
-    assert all(check.hint for check in report.checks if check.status == "fail")
+    assert all(check.hint for check in report.checks if check.status != "ok")
+    assert all(check.why for check in report.checks)
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
@@ -51,6 +52,8 @@ def test_missing_programs_fail_with_their_package(fleetbox_home: Path) -> None:
         check = find(report.checks, program.name)
         assert check.status == "fail"
         assert program.package in check.hint
+        assert check.why
+        assert check.fixable
     assert report.accelerator == "tcg"
     assert find(report.checks, "folders").status == "ok"
 
@@ -104,14 +107,14 @@ def test_a_network_without_nft_fails_and_names_the_package() -> None:
 
 @pytest.mark.netns
 def test_other_firewalls_are_named(own_network: None) -> None:
-    assert network.check_firewall() == Check("firewall", "ok", "nothing drops forwarded packets")
+    assert firewall.check_forward() == Check("firewall", "ok", "nothing drops forwarded packets")
     rules = """
       table ip filter { chain FORWARD { type filter hook forward priority filter; policy drop; }; }
       table inet kind { chain forward { type filter hook forward priority filter; policy accept; }; }
       table ip other { chain INPUT { type filter hook input priority filter; policy drop; }; }
     """
     subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-    check = network.check_firewall()
+    check = firewall.check_forward()
     assert "ip filter FORWARD drops" in check.message
     assert "kind" not in check.message
     assert "other" not in check.message
@@ -147,6 +150,75 @@ def test_disk_space_fails_warns_and_passes(fleetbox_home: Path, monkeypatch: pyt
     monkeypatch.setattr(machine, "TOO_LOW_DISK_BYTES", 1 << 60)
     assert machine.check_disk_space().status == "fail"
     assert machine.check_disk_space().hint
+
+
+def test_a_clock_behind_what_was_written_is_named(fleetbox_home: Path) -> None:
+    assert machine.check_clock().status == "ok"
+    (fleetbox_home / "state").mkdir()
+    written = (fleetbox_home / "state").stat().st_mtime
+    assert machine.check_clock(lambda: written - machine.SKEW_S + 1).status == "ok"
+    check = machine.check_clock(lambda: written - 3600)
+    assert check.status == "warn"
+    assert "3600 s behind" in check.message
+    assert "set-ntp" in check.hint
+
+
+@pytest.mark.parametrize(("value", "words"), [("1", "on;"), ("0", "off"), (None, "not loaded")])
+def test_bridge_netfilter_is_information(tmp_path: Path, value: str | None, words: str) -> None:
+    if value is not None:
+        setting = tmp_path / "net/bridge/bridge-nf-call-iptables"
+        setting.parent.mkdir(parents=True)
+        setting.write_text(value + "\n")
+    check = firewall.check_bridge(tmp_path)
+    assert check.status == "ok"
+    assert check.message.startswith(words)
+
+
+@pytest.mark.netns
+def test_strict_source_validation_matters_where_rules_route(own_network: None, tmp_path: Path) -> None:
+    for scope, value in (("all", "1"), ("default", "0")):
+        setting = tmp_path / f"net/ipv4/conf/{scope}/rp_filter"
+        setting.parent.mkdir(parents=True)
+        setting.write_text(value + "\n")
+    assert firewall.check_rp(tmp_path) == Check("rp_filter", "ok", "all strict, default off")
+    subprocess.run(["ip", "rule", "add", "fwmark", "7", "table", "77"], check=True)
+    check = firewall.check_rp(tmp_path)
+    assert check.status == "warn"
+    assert "rp_filter=2" in check.hint
+
+
+@pytest.mark.netns
+def test_subnets_that_routes_take_are_named(own_network: None) -> None:
+    assert network.check_subnets().status == "ok"
+    subprocess.run(["ip", "link", "add", "vpn", "type", "bridge"], check=True)
+    subprocess.run(["ip", "link", "set", "vpn", "up"], check=True)
+    subprocess.run(["ip", "route", "add", "192.168.7.0/24", "dev", "vpn"], check=True)
+    check = network.check_subnets()
+    assert check.status == "ok"
+    assert "192.168.7.0/24" in check.message
+    subprocess.run(["ip", "route", "add", "10.0.0.0/8", "dev", "vpn"], check=True)
+    check = network.check_subnets()
+    assert check.status == "warn"
+    assert "10.0.0.0/8 covers a whole pool" in check.message
+    subprocess.run(["ip", "route", "add", "192.168.0.0/16", "dev", "vpn"], check=True)
+    with pytest.raises(NetworkError, match="no free subnet"):
+        network.check_subnets()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
+def test_a_kvm_device_that_is_denied_names_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hypervisor.check_kvm_access(tmp_path / "kvm").status == "ok"
+    device = tmp_path / "kvm"
+    device.touch(mode=0o660)
+    assert hypervisor.check_kvm_access(device).status == "ok"
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may open everything
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(os, "getegid", lambda: 65534)
+    check = hypervisor.check_kvm_access(device)
+    assert check.status == "warn"
+    assert "sudo usermod -aG root nobody" in check.hint
+    monkeypatch.setattr(os, "getgrouplist", lambda user, gid: [0])
+    assert "this session is not" in hypervisor.check_kvm_access(device).message
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 
 from fleetbox.errors import NetworkError
 
-_POOLS = (IPv4Network("192.168.0.0/16"), IPv4Network("10.64.0.0/10"))
+POOLS = (IPv4Network("192.168.0.0/16"), IPv4Network("10.64.0.0/10"))
 _PREFIX_LENGTH = 24
 
 
@@ -25,7 +25,7 @@ def parse_subnet(text: str) -> IPv4Network | None:
 def candidates(cluster: str) -> Iterator[IPv4Network]:
     """Every subnet of the pools, 192.168.0.0/16 first, beginning at one that the cluster's name decides."""
     start = int.from_bytes(hashlib.sha256(cluster.encode()).digest()[:4], "big")
-    for pool in _POOLS:
+    for pool in POOLS:
         count = 1 << (_PREFIX_LENGTH - pool.prefixlen)
         base = int(pool.network_address)
         for step in range(count):
@@ -41,6 +41,6 @@ def choose_subnet(cluster: str, occupied: Iterable[IPv4Network], recorded: str =
             return subnet
     raise NetworkError(
         "there is no free subnet for the cluster",
-        why=f"routes and addresses of this host cover {' and '.join(map(str, _POOLS))}",
+        why=f"routes and addresses of this host cover {' and '.join(map(str, POOLS))}",
         hint="see `ip route show table all`; a narrower route (such as a VPN's) makes room",
     )
