@@ -192,22 +192,25 @@ def spawn_blocking(
     pass_fds: Sequence[int] = (),
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Process:
     """Start a lasting program in the calling thread, in a session of its own, its output appended to `log_file`.
 
-    Raises HostError when the program is not installed or cannot be run.
+    Files and sockets that it makes are its user's only. Raises HostError when the program is not installed or cannot be
+    run.
     """
     log.debug("spawn %s", shlex.join(argv))
     with log_file.open("ab") as output:
         try:
             child = subprocess.Popen(
                 list(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=tuple(pass_fds),
                 env=environment(extra_env),
                 cwd=cwd,
+                umask=0o077,
                 start_new_session=True,
             )
         except OSError as e:
@@ -228,11 +231,12 @@ async def spawn(
     pass_fds: Sequence[int] = (),
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Process:
     """`spawn_blocking` in the host thread; cancelled in the middle, the program is ended again."""
 
     def start() -> Process:
-        return spawn_blocking(argv, log_file=log_file, pass_fds=pass_fds, extra_env=extra_env, cwd=cwd)
+        return spawn_blocking(argv, log_file=log_file, pass_fds=pass_fds, extra_env=extra_env, cwd=cwd, stdin=stdin)
 
     def undo(process: Process) -> None:
         process.signal(signal.SIGKILL)

@@ -1,51 +1,34 @@
-"""One QEMU machine, from launch to the end of its process."""
+"""One QEMU machine: what is QEMU's own of it."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import os
-import signal
-from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fleetbox.backends.base import ExitStatus, Network, State, VMConfig, timeout_scale
-from fleetbox.backends.host import disklock, process, reach, saved
-from fleetbox.backends.host.process import Process
-from fleetbox.backends.host.saved import Saved
+from fleetbox.backends.base import Network, State, VMConfig, timeout_scale
+from fleetbox.backends.host import saved
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.backends.qemu import command, endings, migration, qmp, serial
+from fleetbox.backends.qemu import command, migration, qmp
 from fleetbox.backends.qemu.binary import Qemu
-from fleetbox.backends.qemu.runfiles import RunFiles
-from fleetbox.errors import FleetboxError, MachineError
-from fleetbox.identity import identify
-from fleetbox.records import MachineHandle
+from fleetbox.backends.vmm import endings
+from fleetbox.backends.vmm.machine import Machine
+from fleetbox.backends.vmm.specifics import Launch, Program
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 CONNECT_S = 30.0
-# A guest that is still booting misses the power button, and one that is shutting down ignores it.
-POWERDOWN_AGAIN_S = 5.0
-TERMINATE_GRACE_S = 5.0
 DRAIN_S = 2.0
 
 VHOST_NET = Path("/dev/vhost-net")
 
 
-class QemuVM:
-    """A machine of the contract (`fleetbox.backends.base.VM`, `Pauses`, `Snapshots`, `HasControlLine`).
+class QemuVM(Machine):
+    """A machine by QEMU, `HasControlLine` besides what every `Machine` is."""
 
-    With `snapshot`, its `start` restores that folder. `identity` is what its own snapshots are tied to.
-
-    Everything that a launch makes is on one exit stack. A launch that fails unwinds it; one that succeeds leaves it
-    to `_watch`, which unwinds it when the process has ended, whoever ended it. A holder that goes away unwinds
-    nothing: its machines stay for the next one to adopt.
-    """
+    hypervisor = "QEMU"
 
     def __init__(
         self,
@@ -57,184 +40,63 @@ class QemuVM:
         identity: Mapping[str, str],
         snapshot: Path | None = None,
     ) -> None:
-        self.config = config
-        self._identity = dict(identity)
-        self._snapshot = snapshot
-        self._network = network
-        self._host = host
+        super().__init__(config, network, host, identity, snapshot)
         self._qemu = qemu
         self._accelerator = accelerator
-        self._files = RunFiles.of(config)
         self._monitor = qmp.Monitor(self._heard)
-        self._state = State.STOPPED
-        self._handle: MachineHandle | None = None
-        self._process: Process | None = None
-        self._end: asyncio.Task[ExitStatus] | None = None
-        self._stopping = False
-        self._given_away = False  # its memory is a template's
-        self._forced = ""  # why we ended it, when we did
         self._shutdown = ""  # the reason that QEMU gave for its end
 
+    # Launch
+
     @property
-    def handle(self) -> MachineHandle | None:
-        return self._handle
+    def _mark(self) -> str:
+        return command.name_option(self.config)
 
-    def state(self) -> State:
-        return self._state
-
-    # Launch and adoption
-
-    async def start(self) -> None:
-        if self._state is not State.STOPPED:
-            raise MachineError(f"{self.config.name} cannot be started", why=f"it is {self._state}")
-        if pid := self._files.running_pid(self.config):
-            raise MachineError(f"{self.config.name} already runs", why=f"as process {pid}")
-        self._state = State.STARTING
-        try:
-            async with AsyncExitStack() as made:
-                await self._launch(made)
-                self._keep(made.pop_all(), State.PAUSED if self._snapshot else State.RUNNING)
-        except BaseException as e:
-            self._state, self._handle, self._process = State.STOPPED, None, None
-            if isinstance(e, OSError):
-                raise MachineError(f"{self.config.name} did not start", why=str(e)) from e
-            raise
-
-    async def _launch(self, made: AsyncExitStack) -> None:
-        self._monitor = qmp.Monitor(self._heard)
-        self._stopping, self._given_away, self._forced, self._shutdown = False, False, "", ""
-        config, files = self.config, self._files
-        was = saved.read(self._snapshot) if self._snapshot else None
-        memory = self._snapshot / saved.MEMORY if self._snapshot else None
-        serial.prepare(config.serial_log, keep=was is not None)
-        made.push_async_callback(self._network.detach, config.member, config.slot)
-        tap = await self._network.attach(config.member, slot=config.slot, join=was is None)
-        made.callback(files.log.unlink, missing_ok=True)
+    async def _program(self, launch: Launch) -> Program:
+        self._monitor, self._shutdown = qmp.Monitor(self._heard), ""
+        config, was = self.config, launch.saved
         if config.memory_file is not None:
             config.memory_file.touch(mode=0o600, exist_ok=False)
-            made.callback(config.memory_file.unlink, missing_ok=True)
-        with ExitStack() as ours:  # QEMU inherits these
+            launch.made.callback(config.memory_file.unlink, missing_ok=True)
+        monitor = launch.ours.enter_context(qmp.listen(self._files.socket)).fileno()
+        fds = [monitor]
+        control = None
+        if command.HAS_CONTROL_LINE and (was.control_line if was else config.control_line):
+            control = launch.ours.enter_context(qmp.listen(self._files.control)).fileno()
+            fds.append(control)
+        memory = self._snapshot / saved.MEMORY if self._snapshot else None
+        surroundings = command.Surroundings(
+            self._qemu,
+            self._accelerator,
+            monitor,
+            control,
+            launch.tap,
+            vhost=os.access(VHOST_NET, os.R_OK | os.W_OK),
+            saved=was,
+            saved_memory=memory if memory and memory.exists() else None,
+        )
+        return Program(command.build(config, surroundings), tuple(fds))
 
-            def listen(path: Path) -> int:
-                made.callback(path.unlink, missing_ok=True)
-                return ours.enter_context(qmp.listen(path)).fileno()
+    async def _connect(self, api_socket: Path) -> None:
+        await self._monitor.connect(api_socket, CONNECT_S * timeout_scale())
 
-            monitor = listen(files.socket)
-            wants_control = command.HAS_CONTROL_LINE and (was.control_line if was else config.control_line)
-            control = listen(files.control) if wants_control else None
-            locks = ours.enter_context(disklock.locked_disks(config.disks))
-            surroundings = command.Surroundings(
-                self._qemu,
-                self._accelerator,
-                monitor,
-                control,
-                tap,
-                vhost=os.access(VHOST_NET, os.R_OK | os.W_OK),
-                saved=was,
-                saved_memory=memory if memory and memory.exists() else None,
-            )
-            launched = await process.spawn(
-                self._host,
-                command.build(config, surroundings),
-                log_file=files.log,
-                pass_fds=(monitor, *(() if control is None else (control,)), *locks),
-            )
-        made.callback(launched.close)
-        made.push_async_callback(launched.kill)  # does nothing once it has ended
-        self._process = launched
-        files.pidfile.write_text(f"{launched.pid}\n")
-        made.callback(files.pidfile.unlink, missing_ok=True)
-        made.push_async_callback(self._monitor.close)
-        await self._come_up(launched, self._monitor.connect(files.socket, CONNECT_S * timeout_scale()))
-        if self._snapshot and was:
-            await self._come_up(launched, self._load(self._snapshot, was))
-        # `FLEETBOX_QEMU` may name a wrapper: by now it has become QEMU.
-        self._handle = MachineHandle(identify(launched.pid) or launched.identity, str(files.socket))
-
-    async def _load(self, folder: Path, was: Saved) -> None:
+    async def _bring_up(self, launch: Launch) -> None:
         """Bring the saved state in; fixtures that the saved machine did not have are plugged in after it."""
-        await migration.load(self._monitor, self._qemu.version, folder / saved.STATE)
-        for number, disk in list(enumerate(self.config.fixtures))[was.fixtures :]:
+        if launch.saved is None or self._snapshot is None:
+            return
+        await migration.load(self._monitor, self._qemu.version, self._snapshot / saved.STATE)
+        for number, disk in list(enumerate(self.config.fixtures))[launch.saved.fixtures :]:
             node, device = command.fixture(disk, number)
             await self._monitor.execute("blockdev-add", node)
             await self._monitor.execute("device_add", device)
 
-    async def _come_up(self, launched: Process, step: Coroutine[Any, Any, None]) -> None:
-        """Do a step of the launch; when it fails or the process ends first, say what QEMU said."""
-        task = asyncio.create_task(step)
-        ended = asyncio.create_task(launched.wait())
-        try:
-            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and task.exception() is None:
-                return
-            if not ended.done():  # an aborting QEMU closes its socket before it has ended
-                await asyncio.wait({ended}, timeout=1)
-            words = process.tail(self._files.log)
-            said = endings.cause(words) or endings.exit_words(ended.result(), words) if ended.done() else ""
-            raise MachineError(
-                f"{self.config.name} did not start",
-                why=said or str(task.exception() or "its process has ended"),
-                hint="see `fleetbox doctor`",
-                details=words,
-            )
-        finally:
-            task.cancel()
-            ended.cancel()
-            await asyncio.gather(task, ended, return_exceptions=True)
+    async def _disconnect(self) -> None:
+        await self._monitor.close()
 
-    async def adopt(self, handle: MachineHandle) -> bool:
-        """Take over the running machine of that handle; False when it has ended.
+    async def _ask_state(self) -> State:
+        return _STATES.get((await self._monitor.execute("query-status")).get("status", ""), State.PAUSED)
 
-        A machine that cannot be talked to is adopted all the same, in state `unknown`: it can still be ended.
-        """
-        found = process.adopt(handle.process)
-        if found is None:
-            return False
-        api_socket = Path(handle.api_socket)
-        async with AsyncExitStack() as kept:
-            kept.callback(found.close)
-            kept.push_async_callback(self._monitor.close)
-            state = await self._ask_state(api_socket)
-            kept.push_async_callback(self._network.detach, self.config.member, self.config.slot)
-            kept.callback(api_socket.unlink, missing_ok=True)
-            files = (self._files.control, self._files.pidfile, self._files.log, self.config.memory_file)
-            for path in filter(None, files):
-                kept.callback(path.unlink, missing_ok=True)
-            self._process, self._handle = found, handle
-            self._keep(kept.pop_all(), state)
-        return True
-
-    async def _ask_state(self, api_socket: Path) -> State:
-        try:
-            await self._monitor.connect(api_socket, CONNECT_S * timeout_scale())
-            return _STATES.get((await self._monitor.execute("query-status")).get("status", ""), State.PAUSED)
-        except MachineError as e:
-            log.warning("%s: adopted without its monitor: %s", self.config.name, e)
-            return State.UNKNOWN
-
-    def _keep(self, made: AsyncExitStack, state: State) -> None:
-        self._state = state
-        self._end = asyncio.create_task(self._watch(made), name=f"watch {self.config.name}")
-
-    async def _watch(self, made: AsyncExitStack) -> ExitStatus:
-        assert self._process is not None
-        code = await self._process.wait()
-        await self._monitor.drained(DRAIN_S)
-        status = ExitStatus(code, self._reason(code))
-        log.info("%s ended: %s", self.config.name, status.reason)
-        try:
-            await made.aclose()
-        except (FleetboxError, OSError) as e:
-            log.warning("%s: not everything could be released: %s", self.config.name, e)
-        self._state, self._handle, self._process = State.STOPPED, None, None
-        return status
-
-    def _reason(self, code: int | None) -> str:
-        if self._forced:
-            return self._forced
-        if self._stopping and self._shutdown == "guest-shutdown":
-            return "shut down"
-        return endings.SHUTDOWN_REASONS.get(self._shutdown) or endings.exit_words(code, process.tail(self._files.log))
+    # What QEMU tells of itself
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
@@ -248,133 +110,36 @@ class QemuVM:
         elif event == "BLOCK_IO_ERROR":
             log.error("%s: disk error: %s (%s)", self.config.name, data.get("reason"), data.get("action"))
 
-    # Pause and snapshot
+    async def _drained(self) -> None:
+        await self._monitor.drained(DRAIN_S)
 
-    async def pause(self) -> None:
-        await self._switch("stop", State.RUNNING, State.PAUSING, State.PAUSED)
+    def _ending(self, code: int | None) -> str:
+        return _SHUTDOWN_REASONS.get(self._shutdown, "")
 
-    async def resume(self) -> None:
-        if self._given_away:
-            raise MachineError(f"{self.config.name} cannot be resumed", why="its memory has become a template's")
-        await self._switch("cont", State.PAUSED, State.RESUMING, State.RUNNING)
+    # Pause, snapshot, end
 
-    async def _switch(self, order: str, before: State, meanwhile: State, after: State) -> None:
-        if self._state is after:
-            return
-        if self._state is not before:
-            raise MachineError(f"{self.config.name} cannot be {after}", why=f"it is {self._state}")
-        self._state = meanwhile
-        try:
-            await self._monitor.execute(order)
-        except BaseException:
-            # The order may be under way: take it back, without waiting for the answer's contents.
-            if self._state in (meanwhile, after):
-                self._state = before
-                with contextlib.suppress(MachineError):
-                    await self._monitor.execute("cont" if order == "stop" else "stop")
-            raise
-        if self._state is meanwhile:
-            self._state = after
+    async def _hold(self) -> None:
+        await self._monitor.execute("stop")
 
-    async def snapshot(self, folder: Path) -> None:
-        if self._state is not State.PAUSED or self._given_away:
-            why = "its memory has become a template's" if self._given_away else f"it is {self._state}, not paused"
-            raise MachineError(f"{self.config.name} cannot be saved", why=why)
-        try:
-            if self.config.memory_file is not None:
-                os.link(self.config.memory_file, folder / saved.MEMORY)
-            await self._unless_ended(migration.save(self._monitor, self._qemu.version, folder / saved.STATE))
-            control_line = self._files.control.exists()
-            saved.write(folder, saved.describe(self.config, self._identity, control_line=control_line))
-        except BaseException as e:
-            for name in (saved.MEMORY, saved.STATE, saved.MACHINE):
-                with contextlib.suppress(OSError):
-                    (folder / name).unlink()
-            if isinstance(e, (MachineError, OSError)):
-                raise MachineError(f"{self.config.name} could not be saved", why=getattr(e, "why", "") or str(e)) from e
-            raise
-        self._given_away = self.config.memory_file is not None
+    async def _go_on(self) -> None:
+        await self._monitor.execute("cont")
 
-    @property
-    def control_line(self) -> Path:
-        if not self._files.control.exists():
-            raise MachineError(f"{self.config.name} has no control line", why="it was made without")
-        return self._files.control
+    async def _save(self, folder: Path) -> None:
+        if self.config.memory_file is not None:
+            (folder / saved.MEMORY).hardlink_to(self.config.memory_file)
+        await migration.save(self._monitor, self._qemu.version, folder / saved.STATE)
 
-    # Ends
+    async def _press_power_button(self) -> None:
+        await self._monitor.execute("system_powerdown")
 
-    async def stop(self, timeout_s: float) -> None:
-        if self._end is None or self._end.done():
-            return
-        if self._given_away:  # to shut down it would have to run
-            await self.kill()
-            return
-        before, self._state, self._stopping = self._state, State.STOPPING, True
-        try:
-            if not await self._shut_down(self._end, timeout_s, paused=before is State.PAUSED) and self._process:
-                self._forced = f"did not shut down in {timeout_s:.0f} s and was terminated"
-                await self._process.terminate(TERMINATE_GRACE_S * timeout_scale())
-            await self.wait()
-        except asyncio.CancelledError:
-            if not self._end.done():
-                self._state, self._stopping = before, False
-            raise
 
-    async def _shut_down(self, end: asyncio.Task[ExitStatus], timeout_s: float, *, paused: bool) -> bool:
-        """Press the power button, again when it seems to be missed; whether the machine has ended."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                if paused:
-                    await self._monitor.execute("cont")
-                while not end.done():
-                    await self._monitor.execute("system_powerdown")
-                    await asyncio.wait({end}, timeout=POWERDOWN_AGAIN_S)
-        except (TimeoutError, MachineError):
-            await asyncio.wait({end}, timeout=0)
-        return end.done()
-
-    async def kill(self) -> None:
-        if self._end is None or self._end.done() or self._process is None:
-            return
-        self._forced = "killed"
-        self._process.signal(signal.SIGKILL)
-        await self.wait()
-
-    async def wait(self) -> ExitStatus:
-        if self._end is None:
-            raise MachineError(f"{self.config.name} was never started")
-        return await asyncio.shield(self._end)
-
-    # Readiness
-
-    async def wait_for_ip(self, timeout_s: float) -> str:
-        ip = self.config.assigned_ip
-        if not ip:
-            raise MachineError(f"{self.config.name} has no address", why="none was assigned to it")
-        await self._unless_ended(reach.wait_for_ssh(self._host, ip, timeout_s))
-        return ip
-
-    async def booted_past_calibration(self, timeout_s: float) -> None:
-        if self._snapshot is not None:
-            return  # it was saved after that
-        with contextlib.suppress(TimeoutError, MachineError):
-            async with asyncio.timeout(timeout_s):
-                await self._unless_ended(serial.wait_for(self.config.serial_log, serial.CALIBRATED))
-
-    async def _unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; MachineError as soon as the machine has ended instead."""
-        task = asyncio.ensure_future(work)
-        try:
-            end = asyncio.ensure_future(self.wait())
-            await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise MachineError(f"{self.config.name} ended before it was ready", why=(await end).reason)
-            return task.result()
-        finally:
-            task.cancel()
-            end.cancel()
-            await asyncio.gather(task, end, return_exceptions=True)
-
+# QEMU's ShutdownCause (the event SHUTDOWN) in words.
+_SHUTDOWN_REASONS = {
+    "guest-shutdown": endings.POWERED_OFF,
+    "guest-panic": "the guest's kernel panicked",
+    "host-signal": "terminated from outside",
+    "host-qmp-quit": "ended by a monitor command",
+}
 
 # QEMU's RunState (query-status) as ours; every other one is a kind of pause.
 _STATES = {

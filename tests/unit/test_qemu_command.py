@@ -15,7 +15,7 @@ from fleetbox.backends.host.saved import describe
 from fleetbox.backends.qemu import command
 from fleetbox.backends.qemu.binary import Qemu
 from fleetbox.backends.qemu.command import Surroundings, build
-from fleetbox.backends.qemu.runfiles import RunFiles
+from fleetbox.backends.vmm.runfiles import RunFiles
 from fleetbox.sizes import MIB
 
 QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), (7, 2, 22), sandbox=True)
@@ -158,7 +158,7 @@ def test_machines_of_one_member_are_told_apart_by_their_slot() -> None:
     assert len(names) == 2
     files = [RunFiles.of(replace(CONFIG, slot=slot)) for slot in (0, 1)]
     paths = [getattr(of, field.name) for of in files for field in fields(of)]
-    assert len(set(paths)) == len(paths) == 8
+    assert len(set(paths)) == len(paths) == 10
 
 
 def test_what_is_not_there_is_not_said() -> None:

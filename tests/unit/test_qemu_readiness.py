@@ -13,7 +13,7 @@ import pytest
 from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host import reach
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.backends.qemu import serial
+from fleetbox.backends.vmm import serial
 from fleetbox.errors import MachineError
 
 LIMIT_S = 20 * timeout_scale()

@@ -1,4 +1,4 @@
-"""A machine's serial log: the file that QEMU appends the guest's first console to."""
+"""A machine's serial log: the file that its hypervisor appends the guest's first console to."""
 
 from __future__ import annotations
 
