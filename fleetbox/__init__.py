@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleetbox import host, images, snapshots, templates
     from fleetbox.cluster import Cluster, clusters, up
     from fleetbox.errors import FleetboxError
+    from fleetbox.events import LoggedEvent
     from fleetbox.image import Image
     from fleetbox.member import Member, SSHResult
     from fleetbox.records import ClusterRecord, MemberRecord, MemberState
@@ -31,6 +32,7 @@ __all__ = [
     "Fixture",
     "FleetboxError",
     "Image",
+    "LoggedEvent",
     "Member",
     "MemberRecord",
     "MemberSpec",
@@ -55,6 +57,7 @@ _HOME = {
     "Fixture": "specs",
     "FleetboxError": "errors",
     "Image": "image",
+    "LoggedEvent": "events",
     "Member": "member",
     "MemberRecord": "records",
     "MemberSpec": "specs",

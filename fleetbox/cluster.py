@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from fleetbox import names as naming
 from fleetbox.errors import HolderEnding, RecordError
+from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import is_alive
 from fleetbox.member import Member, OnEvent
 from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
@@ -67,6 +68,14 @@ class Cluster:
         if control is None:
             return ClusterStatus(record, holder_running=False)
         return control.get("/v1/status", ClusterStatus)
+
+    def events(self, *, follow: bool = False, since: int = 0) -> Iterator[LoggedEvent]:
+        """What happened to the cluster after event number `since`, in order; with `follow`, also all to come.
+
+        Reads the cluster's log, so it starts no holder, and goes on when one ends. Following ends when the cluster is
+        removed. A slow reader costs no memory. Raises NotFoundError.
+        """
+        return events(self.name, follow=follow, since=since)
 
     def add(
         self,

@@ -86,6 +86,16 @@ def holder_log(cluster: str) -> Path:
     return cluster_state_dir(cluster) / "holder.log"
 
 
+def events_log(cluster: str) -> Path:
+    """What happened to the cluster, a JSON line each."""
+    return cluster_state_dir(cluster) / "events.jsonl"
+
+
+def events_log_before(cluster: str) -> Path:
+    """The log before the present one, which was full."""
+    return cluster_state_dir(cluster) / "events.1.jsonl"
+
+
 def known_hosts(cluster: str) -> Path:
     return cluster_state_dir(cluster) / "known_hosts"
 

@@ -3,7 +3,8 @@
 HTTP/1.1 with JSON over a unix socket. Reads answer with one JSON document. Operations (`POST /v1/ops/NAME`) answer
 with a stream of JSON lines (`application/x-ndjson`): one `started`, any number of `progress` and `notice`, then
 exactly one `result` or `error`. A client that goes away, or posts to `/v1/ops/ID/cancel`, cancels the operation, which
-undoes what it had not finished.
+undoes what it had not finished. `GET /v1/events?since=N` streams the cluster's event log from after event N on
+(`fleetbox.events`), a JSON line each, until the holder ends; with `follow=0` to its present end.
 
 The protocol's number changes when an older or newer peer could misunderstand; it is checked on every connection by the
 `Fleetbox-Protocol` header.

@@ -157,6 +157,18 @@ GRAMMAR: Verb = {
             ],
             "verbs": {},
         },
+        "events": {
+            "help": "Show what happened to a cluster.",
+            "options": {
+                "--follow": "\tGo on until the cluster is destroyed.",
+                "-f": "\tGo on until the cluster is destroyed.",
+                "--since": "N\tOnly those after event number N.",
+            },
+            "arguments": [
+                "CLUSTER",
+            ],
+            "verbs": {},
+        },
         "snapshot": {
             "help": "Save members and clusters, and carry them elsewhere.",
             "options": {},

@@ -15,13 +15,14 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from fleetbox import paths, wire
 from fleetbox._version import __version__
 from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HolderEnding
+from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Operation, Work
 from fleetbox.holder.orchestrator import Orchestrator
@@ -46,7 +47,8 @@ class Daemon:
         self._asked = False
         self._ending = asyncio.Event()
         self._host = HostThread("host")
-        self._store = ClusterStore(paths.cluster_record(cluster))
+        self._events = EventLog(cluster)
+        self._store = ClusterStore(paths.cluster_record(cluster), self._events)
         self._orchestrator = Orchestrator(cluster, self._store, self._host, self._ending.set)
 
     # --- ClusterService
@@ -57,10 +59,14 @@ class Daemon:
     def work(self, operation: str, body: bytes) -> Work:
         return self._orchestrator.work(operation, body)
 
+    def events(self, since: int, *, follow: bool) -> AsyncIterator[bytes]:
+        return self._events.lines(since, follow=follow)
+
     def begun(self, operation: Operation) -> None:
         if self._orchestrator.closing:
             raise HolderEnding("the holder is about to end", hint="try again")
         self._asked = True
+        self._events.follow(operation)
         self._running.add(operation)
         operation.task.add_done_callback(lambda _: self._running.discard(operation))
 
@@ -80,6 +86,9 @@ class Daemon:
             runtime = paths.private_dir(paths.cluster_runtime_dir(self.cluster))
             socket_path = paths.holder_socket(self.cluster)
             self._store.load()
+            self._events.open()
+            self._events.catch_up(self._store.record)
+            self._events.holder("started")
             await self._orchestrator.take_over()
             with contextlib.closing(bind(socket_path)) as listening:
                 process = identify(os.getpid())
@@ -113,6 +122,8 @@ class Daemon:
         for operation in list(self._running):
             operation.cancel() if not self._orchestrator.closing else None
         await self._orchestrator.close()
+        self._events.holder("ended")
+        self._events.close()
         server.should_exit = True
         await serving
         log.info("the holder of %s ends", self.cluster)

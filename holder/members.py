@@ -244,6 +244,7 @@ class Members:
             machine.wanted_end = True
             self._store.change_member(name, state=MemberState.STOPPING)
             try:
+                await self._commit_if_possible()
                 await close_master(self._store.current.name, name)
                 await machine.vm.stop((timeout_s or STOP_LIMIT_S) * timeout_scale())
             except BaseException:

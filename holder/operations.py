@@ -27,14 +27,16 @@ Emit = Callable[[Event], None]
 Work = Callable[[Emit], Awaitable[Any]]
 
 KEEPALIVE_S = 15.0
+BACKLOG_MAX = 200
 
 
 class Operation:
-    """One long operation. `lines` is its stream; the work begins at once."""
+    """One long operation. `lines` is its stream; the work begins at once. `listener` hears every event besides."""
 
     def __init__(self, name: str, work: Work) -> None:
         self.id = new_id()
         self.name = name
+        self.listener: Emit | None = None
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._cancelled = False
         self.task = asyncio.create_task(self._run(work), name=f"{name} {self.id}")
@@ -66,8 +68,11 @@ class Operation:
         self._queue.put_nowait(None)
 
     def emit(self, event: Event) -> None:
-        """Send an event to the client."""
-        self._queue.put_nowait(event)
+        """Send an event to the client. One that does not read misses how far steps have come, and nothing else."""
+        if self.listener is not None:
+            self.listener(event)
+        if self._queue.qsize() < BACKLOG_MAX or not (isinstance(event, Progress) and event.state == "update"):
+            self._queue.put_nowait(event)
 
     def cancel(self) -> None:
         """Ask the operation to undo itself; repeating it changes nothing."""

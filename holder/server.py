@@ -27,6 +27,7 @@ from fleetbox.holder.operations import Operation, Work
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1 << 20
+ENDING_LIMIT_S = 5
 _STATUS = {UsageError.code: 400, NotFoundError.code: 404, ProtocolError.code: 426, HolderEnding.code: 503}
 
 T = TypeVar("T")
@@ -38,6 +39,9 @@ class ClusterService(Protocol):
     cluster: str
 
     def status(self) -> wire.ClusterStatus: ...
+
+    def events(self, since: int, *, follow: bool) -> AsyncIterator[bytes]:
+        """The cluster's events after number `since` as JSON lines; with `follow`, to the holder's end."""
 
     def work(self, operation: str, body: bytes) -> Work:
         """The work of an operation. Raises UsageError for a request that cannot be understood, NotFoundError."""
@@ -92,6 +96,7 @@ def make_server(service: ClusterService) -> Server:
         access_log=False,
         server_header=False,
         date_header=False,
+        timeout_graceful_shutdown=ENDING_LIMIT_S,  # a client that has stopped reading keeps no holder alive
     )
     return Server(config)
 
@@ -138,6 +143,14 @@ def _application(service: ClusterService) -> Starlette:
     async def status(request: Request) -> Response:
         return _json(service.status())
 
+    async def events(request: Request) -> Response:
+        query = request.query_params
+        since = query.get("since", "0")
+        if not since.isascii() or not since.isdigit() or len(since) > 15:
+            raise UsageError("since is not the number of an event", why=f"it is {since[:40]!r}")
+        lines = service.events(int(since), follow=query.get("follow", "1") != "0")
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+
     async def operate(request: Request) -> Response:
         name = request.path_params["name"]
         work = service.work(name, await _body(request))
@@ -173,6 +186,7 @@ def _application(service: ClusterService) -> Starlette:
         routes=[
             Route("/v1/ping", _guarded(ping), methods=["GET"]),
             Route("/v1/status", _guarded(status), methods=["GET"]),
+            Route("/v1/events", _guarded(events), methods=["GET"]),
             Route("/v1/ops/{name}", _guarded(operate), methods=["POST"]),
             Route("/v1/ops/{id}/cancel", _guarded(cancel), methods=["POST"]),
         ]

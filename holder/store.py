@@ -12,11 +12,15 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from fleetbox.errors import NotFoundError, RecordError
+from fleetbox.events import REMOVED
+from fleetbox.holder.eventlog import EventLog
 from fleetbox.records import ClusterRecord, MemberRecord, read_record
 
 
@@ -42,11 +46,16 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 class ClusterStore:
-    """The record of one cluster in memory and on disk. `record` is None until the cluster is made."""
+    """The record of one cluster in memory and on disk. `record` is None until the cluster is made.
 
-    def __init__(self, path: Path) -> None:
+    Every change of a member's state goes to `events`, in order, once it is on disk.
+    """
+
+    def __init__(self, path: Path, events: EventLog | None = None) -> None:
         self.path = path
         self.record: ClusterRecord | None = None
+        self._events = events
+        self._untold: list[dict[str, Any]] = []
         self._changes = 0
         self._written = 0
         self._writing = asyncio.Lock()
@@ -84,9 +93,16 @@ class ClusterStore:
         """Take a new cluster's record into memory."""
         self.record = record
         self._changes += 1
+        self._tell(event="cluster", state="created")
+
+    def _tell(self, **event: Any) -> None:
+        self._untold.append({**event, "at": time.time()})
 
     def put_member(self, member: MemberRecord) -> MemberRecord:
         """Add or replace a member's record in memory."""
+        before = self.current.members.get(member.name)
+        if before is None or (before.state, before.error) != (member.state, member.error):
+            self._tell(event="member", member=member.name, state=member.state, message=member.error)
         self.change(members=self.current.members | {member.name: member})
         return member
 
@@ -98,6 +114,7 @@ class ClusterStore:
         """Remove a member's record from memory; unknown names are fine."""
         if self.record is not None and name in self.record.members:
             self.change(members={n: m for n, m in self.record.members.items() if n != name})
+            self._tell(event="member", member=name, state=REMOVED)
 
     async def commit(self) -> None:
         """Return when everything changed so far is on disk.
@@ -112,7 +129,7 @@ class ClusterStore:
         async with self._writing:
             if self._written >= wanted or self.record is None:
                 return
-            changes, record = self._changes, self.record
+            changes, record, told = self._changes, self.record, len(self._untold)
             data = msgspec.json.format(msgspec.json.encode(record), indent=1)
             try:
                 await asyncio.to_thread(write_atomically, self.path, data)
@@ -123,9 +140,18 @@ class ClusterStore:
                     hint="free some space or correct its folder's owner; the old record is whole",
                 ) from e
             self._written = changes
+            self._log(told)
+
+    def _log(self, count: int) -> None:
+        told, self._untold = self._untold[:count], self._untold[count:]
+        for event in told if self._events else ():
+            assert self._events is not None
+            self._events.append(**event)
 
     async def remove(self) -> None:
         """Delete the record: the cluster is gone."""
         async with self._writing:
             self.record = None
             self.path.unlink(missing_ok=True)
+            self._tell(event="cluster", state=REMOVED)
+            self._log(len(self._untold))
