@@ -13,6 +13,7 @@ import requests_unixsocket
 
 from fleetbox import wire
 from fleetbox.errors import FleetboxError, HolderError, from_wire
+from fleetbox.faultpoint import reach
 from fleetbox.stream import OnEvent, follow
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class ControlSocket:
 
     def run(self, operation: str, request: wire.Request, on_event: OnEvent | None = None) -> Any:
         """Run a long operation, following its events. Raises its error, HolderError, OperationInterrupted."""
+        reach("client.request")
         with self._session() as session:
             try:
                 answer = session.post(
@@ -57,7 +59,10 @@ class ControlSocket:
                 )
                 self._check(answer)
                 with contextlib.closing(answer):
-                    return follow(answer.iter_lines(chunk_size=None), on_event, lambda: self._cancel(answer))
+                    reach("client.answered")
+                    result = follow(answer.iter_lines(chunk_size=None), on_event, lambda: self._cancel(answer))
+                    reach("client.ended")
+                    return result
             except requests.RequestException as e:
                 raise self._unreachable(e) from e
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from fleetbox.faultpoint import reach
 from fleetbox.stream import OnEvent, follow
 
 
@@ -23,6 +24,7 @@ def run_job(operation: str, request: dict[str, Any], on_event: OnEvent | None = 
 
     Raises its error, or OperationInterrupted.
     """
+    reach("client.job")
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "fleetbox.holder.job"],
         stdin=subprocess.PIPE,
@@ -33,6 +35,7 @@ def run_job(operation: str, request: dict[str, Any], on_event: OnEvent | None = 
     assert child.stdin is not None
     assert child.stdout is not None
     try:
+        reach("client.job.started")
         child.stdin.write(msgspec.json.encode({"operation": operation, "request": request}) + b"\n")
         child.stdin.flush()
         return follow(child.stdout, on_event, lambda: child.send_signal(signal.SIGINT))

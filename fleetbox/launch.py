@@ -19,6 +19,7 @@ import msgspec
 from fleetbox import paths, wire
 from fleetbox.control import ControlSocket
 from fleetbox.errors import FleetboxError, HolderError, HostError, ProtocolError, from_wire
+from fleetbox.faultpoint import reach
 from fleetbox.records import live_holder
 
 START_LIMIT_S = 30.0
@@ -63,6 +64,7 @@ def ensure_holder(cluster: str) -> ControlSocket:
 
 def _start(cluster: str) -> bool:
     """Start a holder: True when it serves, False when another one has the lock. Raises its error."""
+    reach("client.start")
     try:
         paths.private_dir(paths.cluster_state_dir(cluster))
         log = os.open(paths.holder_log(cluster), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -103,6 +105,7 @@ def _start(cluster: str) -> bool:
             answer = pipe.readline()
     if not answer:
         raise _did_not_start(cluster)
+    reach("client.started")
     said = msgspec.json.decode(answer)
     if "error" in said:
         raise from_wire(said["error"])

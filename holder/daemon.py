@@ -22,6 +22,7 @@ from fleetbox._version import __version__
 from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HolderEnding
+from fleetbox.faultpoint import reach
 from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Operation, Work
@@ -83,23 +84,29 @@ class Daemon:
             ready({"held": True})
             return
         try:
+            reach("holder.locked")
             runtime = paths.private_dir(paths.cluster_runtime_dir(self.cluster))
             socket_path = paths.holder_socket(self.cluster)
             self._store.load()
             self._events.open()
             self._events.catch_up(self._store.record)
             self._events.holder("started")
+            reach("holder.loaded")
             await self._orchestrator.take_over()
             with contextlib.closing(bind(socket_path)) as listening:
+                reach("holder.bound")
                 process = identify(os.getpid())
                 assert process is not None
                 paths.holder_pidfile(self.cluster).write_text(f"{process.pid}\n")
                 lock.announce(HolderRecord(process, str(socket_path), __version__, wire.PROTOCOL))
+                reach("holder.announced")
                 await self._serve(listening, ready)
+            reach("holder.silent")
             socket_path.unlink(missing_ok=True)
             paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 runtime.rmdir()
+            reach("holder.left")
         finally:
             self._host.close()
             if self._store.record is None and not paths.cluster_record(self.cluster).exists():
@@ -124,6 +131,7 @@ class Daemon:
         await self._orchestrator.close()
         self._events.holder("ended")
         self._events.close()
+        reach("holder.ending")
         server.should_exit = True
         await serving
         log.info("the holder of %s ends", self.cluster)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +22,9 @@ import msgspec
 from fleetbox import ssh
 from fleetbox.backends.base import VM, Adopts, Backend, Network, Pauses, Restores, State, timeout_scale
 from fleetbox.backends.host import process
-from fleetbox.errors import DiskError, FleetboxError, MachineError
+from fleetbox.errors import FleetboxError, MachineError
+from fleetbox.faultpoint import arrive
+from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.keys import installation_key
@@ -92,11 +92,14 @@ class Members:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self.drop, name)
             async with self.gate.slot():
+                await arrive("member.create")
                 folder = Path(placeholder.folder)
                 make_folder(folder)
                 undo.push_async_callback(remove_folder, folder)
+                await arrive("member.folder")
                 lease = await self.network.reserve(name)
                 undo.push_async_callback(self.network.release, name)
+                await arrive("member.lease")
                 record = msgspec.structs.replace(placeholder, ip=lease.ip, mac=lease.mac)
                 undo.callback(hostkeys.remove_known_host, self._store.current.name, name)
                 if source is None or not await self._clone(record, image, source, steps, timeout_s, undo):
@@ -112,6 +115,7 @@ class Members:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._mark_stopped, name)
             async with self.gate.slot():
+                await arrive("member.start")
                 lease = await self.network.reserve(name, record.ip)
                 record = self._store.change_member(name, ip=lease.ip, mac=lease.mac)
                 await self.boot(record, image, steps, timeout_s, undo)
@@ -119,8 +123,10 @@ class Members:
 
     async def _finish(self, name: str, undo: AsyncExitStack) -> None:
         """Record that the member runs. From then on it is not undone: a cancellation takes effect after the write."""
+        await arrive("member.ready")
         self._store.change_member(name, state=MemberState.RUNNING, started_at=time.time())
         await uninterrupted(self._store.commit())
+        await arrive("member.finished")
         undo.pop_all()
 
     async def boot(
@@ -139,11 +145,14 @@ class Members:
         async with with_serial_tail(record):
             with steps.step("boot"):
                 async with self.gate.launching(vm):
+                    await arrive("member.launch")
                     await vm.start()
+                    await arrive("member.launched")
                     # Written at once: after a crash the machine is found again by what stands here.
                     record = self._store.change_member(record.name, handle=vm.handle)
                     self.watch(record.name, vm)
                     await self._store.commit()
+                    await arrive("member.recorded")
             await self.wait_ready(record, vm, steps, left)
 
     async def wait_ready(
@@ -221,16 +230,21 @@ class Members:
         with steps.step("restore"):
             vm = await backend.restore(config, self.network, store.folder(template))
             undo.push_async_callback(self.end_now, record.name, vm)
+            await arrive("member.launch")
             await vm.start()
+            await arrive("member.launched")
             record = self._store.change_member(record.name, handle=vm.handle)
             self.watch(record.name, vm)
             await self._store.commit()
+            await arrive("member.resume")
             assert isinstance(vm, Pauses)
             await vm.resume()
+            await arrive("member.resumed")
         with steps.step("identity"):
             if self._capabilities.ssh:
                 cluster = self._store.current.name
                 await become(vm, cluster, record, lease, template, self.network, source.host)
+            await arrive("member.join")
             await self.network.join(record.name, record.slot)
         return record, vm
 
@@ -245,6 +259,7 @@ class Members:
             self._store.change_member(name, state=MemberState.STOPPING)
             try:
                 await self._commit_if_possible()
+                await arrive("member.stop")
                 await close_master(self._store.current.name, name)
                 await machine.vm.stop((timeout_s or STOP_LIMIT_S) * timeout_scale())
             except BaseException:
@@ -262,11 +277,14 @@ class Members:
     async def _destroy(self, name: str) -> None:
         record = self._store.current.members[name]
         machine = self.machines.get(name)
+        await arrive("member.destroy")
         if machine is not None:
             machine.wanted_end = True
             await asyncio.gather(machine.vm.kill(), close_master(self._store.current.name, name))
             await machine.watcher
+        await arrive("member.ended")
         await self.network.release(name)
+        await arrive("member.release")
         await erase(self._store.current.name, record)
         await self.drop(name)
 
@@ -307,6 +325,7 @@ class Members:
         record = self._store.record
         if record is None or name not in record.members or record.members[name].state is MemberState.CREATING:
             return
+        await arrive("member.stopped")
         await self._mark_stopped(name, "" if machine.wanted_end else status.reason)
         self._on_end()
 
@@ -365,28 +384,7 @@ async def end_orphan(record: MemberRecord) -> None:
 async def erase(cluster: str, record: MemberRecord) -> None:
     """Delete everything of a member that has no machine here, and end the one that a dead holder may have left."""
     await end_orphan(record)
+    await arrive("member.erase")
     await remove_folder(Path(record.folder))
+    await arrive("member.erased")
     await asyncio.to_thread(hostkeys.remove_known_host, cluster, record.name)
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True)
-    except FileExistsError:
-        # No record names it (the placeholder is ours), yet a disk may be in it: never overwrite what may be somebody's.
-        if any(folder.iterdir()):
-            raise DiskError(
-                f"{folder} exists already",
-                why="no record names it, but it is not empty",
-                hint="move it away, or remove it with `fleetbox prune` when nothing in it is wanted",
-            ) from None
-    except OSError as e:
-        raise DiskError(f"{folder} cannot be made", why=e.strerror or str(e), hint="see `fleetbox doctor`") from e
-
-
-async def remove_folder(folder: Path) -> None:
-    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-    if folder.exists():
-        log.error("%s could not be removed", folder)
-    with contextlib.suppress(OSError):
-        os.rmdir(folder.parent)  # noqa: PTH106 - the cluster's folder, when this was its last member

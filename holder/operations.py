@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fleetbox.errors import FleetboxError, OperationInterrupted, PartialError
+from fleetbox.faultpoint import reach
 from fleetbox.names import new_id
 from fleetbox.wire import Error, Event, Progress, Result, Started
 
@@ -45,7 +46,9 @@ class Operation:
         self.emit(Started(self.id))
         log.info("%s begins (%s)", self.name, self.id)
         try:
+            reach("operation.begin")
             end: Event = Result(await work(self.emit))
+            reach("operation.done")
             log.info("%s is done (%s)", self.name, self.id)
         except asyncio.CancelledError:
             log.info("%s was interrupted and is undone (%s)", self.name, self.id)
@@ -78,6 +81,7 @@ class Operation:
         """Ask the operation to undo itself; repeating it changes nothing."""
         if not self._cancelled:
             self._cancelled = True
+            reach("operation.cancel")
             self.task.cancel()
 
     async def lines(self) -> AsyncIterator[bytes]:

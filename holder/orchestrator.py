@@ -25,20 +25,20 @@ from fleetbox.errors import (
     HostError,
     NotFoundError,
 )
+from fleetbox.faultpoint import arrive
 from fleetbox.holder import admission
 from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.members import Members, end_orphan, erase, remove_folder
+from fleetbox.holder.members import Members, erase
 from fleetbox.holder.operations import Emit, Steps, Work, all_of
-from fleetbox.holder.orphans import end_process, find_orphans
-from fleetbox.holder.provision import new_member, remove_slot
+from fleetbox.holder.provision import new_member
 from fleetbox.holder.server import decode
 from fleetbox.holder.snapshots import operations as snapshots
 from fleetbox.holder.store import ClusterStore
+from fleetbox.holder.takeover import take_over
 from fleetbox.holder.warm.making import TemplateSource, source_for
-from fleetbox.identity import is_alive
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
-from fleetbox.specs import TEMPLATE_NAME, MemberSpec
+from fleetbox.specs import MemberSpec
 
 log = logging.getLogger(__name__)
 
@@ -192,41 +192,14 @@ class Orchestrator:
     # --- life
 
     async def take_over(self) -> None:
-        """Adopt what an earlier holder left running; roll back what it left half made.
+        """See `fleetbox.holder.takeover`."""
 
-        Raises HostError or NetworkError when the network of live machines cannot be taken over.
-        """
-        record = self._store.record
-        for orphan in await asyncio.to_thread(find_orphans, self.cluster, record):
-            log.warning("%s %d runs a machine that no record names: ended", orphan.program, orphan.pid)
-            await end_process(orphan)
-        await remove_folder(paths.member_dir(self.cluster, TEMPLATE_NAME))
-        if record is None:
-            return
-        for member in record.members.values():
-            if member.state is MemberState.CREATING:
-                log.warning("%s was half made by an earlier holder: rolled back", member.name)
-                await self._erase(member)
-        alive = [m for m in self._store.current.members.values() if m.handle and is_alive(m.handle.process)]
-        if alive:
-            backend = await self._ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
-            members = await self._ensure_network(backend, lambda event: log.info("%s", event))
-            await members.network.release(TEMPLATE_NAME)
-            for member in alive:
-                image = self._images.inspect(member.image_digest) if member.image_digest else None
-                if not await members.adopt(member, image):
-                    await end_orphan(member)
-        for member in list(self._store.current.members.values()):
-            # What an interrupted restore has left of the machine in the other slot, which was an orphan.
-            await asyncio.to_thread(remove_slot, member, 1 - member.slot)
-            if self._members is not None:
-                await self._members.network.detach(member.name, 1 - member.slot)
-            if self._members is None or member.name not in self._members.machines:
-                error = "" if member.state is MemberState.STOPPED else "it ended while no holder was there"
-                self._store.change_member(
-                    member.name, state=MemberState.STOPPED, handle=None, error=member.error or error
-                )
-        await self._store.commit()
+        async def connect() -> Members:
+            record = self._store.current
+            backend = await self._ensure_backend(record, wire.UpRequest(), record.spec)
+            return await self._ensure_network(backend, lambda event: log.info("%s", event))
+
+        await take_over(self._store, self.cluster, self._images, connect)
 
     async def close(self) -> None:
         """Stop every machine gently and give the network back: the holder is told to end."""
@@ -268,6 +241,7 @@ class Orchestrator:
 
     async def _close_network(self) -> None:
         members, self._members = self._members, None
+        await arrive("cluster.disconnect")
         if members is not None:
             await members.network.close()
         elif self._backend is not None:
@@ -299,6 +273,7 @@ class Orchestrator:
                     spec=spec,
                 )
             )
+            await arrive("cluster.created")
         elif existing.accelerator != self._backend.accelerator:
             self._store.change(accelerator=self._backend.accelerator)
         return self._backend
@@ -308,6 +283,7 @@ class Orchestrator:
             return self._members
         record = self._store.current
         leases = {m.name: m.ip for m in record.members.values() if m.ip}
+        await arrive("cluster.network")
         with Steps(emit).step("network"):
             network = await backend.create_network(NetworkSpec(self.cluster, "host", record.subnet, leases))
         if record.subnet and network.subnet != record.subnet:
@@ -316,6 +292,7 @@ class Orchestrator:
                     f"the subnet {record.subnet} has been taken meanwhile: the members come back on {network.subnet}"
                 )
             )
+        await arrive("cluster.connected")
         self._store.change(subnet=network.subnet, bridge=network.bridge)
         self._members = Members(self._store, backend, network, self._settle_soon)
         return self._members
@@ -362,9 +339,11 @@ class Orchestrator:
             await members.create(placeholder, image, Steps(emit, name), request.timeout_s, source)
 
         try:
+            await arrive("cluster.placeholders")
             await self._store.commit()
             for name in missing:  # in order: node-1 gets the lowest free address
                 await members.network.reserve(name)
+            await arrive("cluster.reserved")
             await all_of({n: start(n) for n in stopped} | {n: create(n) for n in missing}, "brought up")
         finally:
             # One that was cancelled before its first step had nothing to undo, but its placeholder stands.
@@ -383,6 +362,7 @@ class Orchestrator:
         """A cluster without members is none: close its network and delete its record."""
         record = self._store.record
         if record is not None and not record.members:
+            await arrive("cluster.abandon")
             await self._close_network()
             await self.remove_files()
 

@@ -14,6 +14,7 @@ from fleetbox.backends.base import Capabilities, DirectBoot, Disk, DiskFormat, F
 from fleetbox.backends.host import disk as disks
 from fleetbox.backends.host.disklock import lock_file
 from fleetbox.errors import DiskError, HostError, ImageError
+from fleetbox.faultpoint import arrive, reach
 from fleetbox.holder.guest import fixtures, hostkeys
 from fleetbox.holder.guest.seed import Seed, write_seed
 from fleetbox.image import Image
@@ -38,13 +39,14 @@ class Provisioner:
     async def make_disk(self, member: MemberRecord, image: Image | None, base: Disk | None = None) -> None:
         """The member's own disk over `base`, a template's, or else over the image's. Raises DiskError."""
         folder = Path(member.folder)
+        await arrive("member.disk")
         if base is not None:
             await disks.make_disk(base, folder, member.spec.disk_bytes, (base.format,))
-            return
-        if image is None:
+        elif image is None:
             await asyncio.to_thread(_blank_disk, folder / "disk.raw", member.spec.disk_bytes or BLANK_DISK_BYTES)
-            return
-        await disks.make_disk(Path(image.disk), folder, member.spec.disk_bytes, self.capabilities.disk_formats)
+        else:
+            await disks.make_disk(Path(image.disk), folder, member.spec.disk_bytes, self.capabilities.disk_formats)
+        await arrive("member.disk.made")
 
     async def make_seed(self, member: MemberRecord, lease: Lease) -> tuple[Disk, ...]:
         """Write host key, `known_hosts` line and seed for this start, and pack the fixtures anew: returns their disks.
@@ -61,8 +63,10 @@ class Provisioner:
     def write_seed(self, member: MemberRecord, lease: Lease) -> None:
         """Write the member's seed, and its host key's line in `known_hosts`. Blocks."""
         folder = Path(member.folder)
+        reach("member.seed")
         host_key = hostkeys.make_host_key(folder)
         hostkeys.add_known_host(self.cluster, member.name, lease.ip, host_key.public_text)
+        reach("member.hostkey")
         seed = Seed(
             instance_id=member.instance,
             hostname=member.name,
@@ -74,6 +78,7 @@ class Provisioner:
             control_line=CONTROL_LINE if self._has_control_line(member) else "",
         )
         write_seed(folder / "seed.iso", seed)
+        reach("member.seed.made")
 
     def config(
         self, member: MemberRecord, image: Image | None, lease: Lease, fixture_disks: tuple[Disk, ...]

@@ -18,6 +18,7 @@ from fleetbox import paths
 from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, NetworkError, RecordError
+from fleetbox.faultpoint import arrive
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.members import erase
@@ -44,6 +45,7 @@ async def prune(*, dry_run: bool = False) -> PruneReport:
     items += [PruneItem("image", name, "its making was interrupted", not dry_run) for name in swept]
     with closing(HostThread("prune")) as host:
         try:
+            await arrive("prune.network")
             removed = await reconcile(host, dry_run=dry_run)
             items += [PruneItem("network", name, "its holder is gone", not dry_run) for name in removed]
         except (HostError, NetworkError) as e:
@@ -57,6 +59,7 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
         return
     gone = False
     try:
+        await arrive("prune.cluster")
         store = ClusterStore(paths.cluster_record(cluster))
         try:
             store.load()
@@ -76,6 +79,7 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
                 if member.state is MemberState.CREATING:
                     if not dry_run:
                         await erase(cluster, member)
+                        await arrive("prune.erased")
                         store.drop_member(member.name)
                         await store.commit()
                     yield PruneItem("member", f"{cluster}/{member.name}", "it was half made", not dry_run)
@@ -87,6 +91,7 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
                 yield item
         gone = not paths.cluster_record(cluster).exists()
         if gone:
+            await arrive("prune.gone")
             yield PruneItem("folder", str(paths.cluster_state_dir(cluster)), "its cluster does not exist", not dry_run)
     finally:
         if gone and not dry_run:

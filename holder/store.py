@@ -20,12 +20,14 @@ import msgspec
 
 from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.events import REMOVED
+from fleetbox.faultpoint import reach
 from fleetbox.holder.eventlog import EventLog
 from fleetbox.records import ClusterRecord, MemberRecord, read_record
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` by a file with `data`, durably. Raises OSError; the old file is whole then."""
+    reach("record.write")
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -33,11 +35,13 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fsync(fd)
+        reach("record.written")
         os.replace(temporary, path)  # noqa: PTH105 - the pair of mkstemp
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)  # noqa: PTH108
         raise
+    reach("record.replaced")
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -151,6 +155,7 @@ class ClusterStore:
     async def remove(self) -> None:
         """Delete the record: the cluster is gone."""
         async with self._writing:
+            reach("record.remove")
             self.record = None
             self.path.unlink(missing_ok=True)
             self._tell(event="cluster", state=REMOVED)

@@ -19,6 +19,7 @@ from fleetbox.backends.host.disklock import locked_disks
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import MachineError
+from fleetbox.faultpoint import arrive
 from fleetbox.identity import is_alive
 from fleetbox.records import MachineHandle
 
@@ -105,6 +106,7 @@ class FakeVM:
                 undo.callback(self._fifo.unlink, missing_ok=True)
                 undo.push_async_callback(self._network.detach, config.member, config.slot)
                 await self._network.attach(config.member, slot=config.slot, join=not restored)
+                await arrive("machine.attached")
                 undo.callback(self._forget)
                 self._remember()
                 fifo = os.open(self._fifo, os.O_RDWR)  # the child inherits it: what is written from now on is read
@@ -129,6 +131,7 @@ class FakeVM:
                 undo.push_async_callback(child.kill)
                 undo.callback(self._pidfile.unlink, missing_ok=True)
                 self._pidfile.write_text(f"{child.pid}\n")
+                await arrive("machine.pidfile")
                 if not await _read_byte(ready):
                     code = await child.wait()
                     details = process.tail(config.serial_log)

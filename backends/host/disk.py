@@ -22,6 +22,7 @@ import msgspec
 from fleetbox.backends.base import Disk, DiskFormat
 from fleetbox.backends.host import process
 from fleetbox.errors import DiskError
+from fleetbox.faultpoint import arrive
 from fleetbox.sizes import MIB, format_size
 
 SECTOR_BYTES = 512
@@ -128,9 +129,11 @@ async def copy_disk(source: Path, target: Path) -> None:
     """
     temporary = unfinished(target)
     try:
+        await arrive("disk.copy")
         with disk_errors(f"the disk {source} cannot be copied"):
             size_bytes = source.stat().st_size
         await _copy(source, temporary, size_bytes)
+        await arrive("disk.land")
         with disk_errors(f"the disk {target} cannot be made"):
             temporary.rename(target)
     finally:

@@ -18,6 +18,7 @@ import psutil
 from fleetbox.backends.base import Disk
 from fleetbox.backends.host.disk import disk_errors
 from fleetbox.errors import DiskError
+from fleetbox.faultpoint import reach
 
 
 def lock_file(disk: Path) -> Path:
@@ -64,6 +65,7 @@ def locked_disks(disks: Iterable[Disk]) -> Iterator[tuple[int, ...]]:
             if not disk.read_only:
                 fds.append(lock_disk(disk.path))
                 stack.callback(os.close, fds[-1])
+        reach("machine.lock")
         yield tuple(fds)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from fleetbox.backends.host import programs
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, HostError
+from fleetbox.faultpoint import reach
 from fleetbox.identity import ProcessIdentity, identify, open_pidfd
 
 log = logging.getLogger(__name__)
@@ -217,6 +218,7 @@ def spawn_blocking(
             raise _unusable(argv[0], e) from e
     # A child that has ended already is a zombie until we wait for it: its pid cannot have been reused. Its argv is not
     # read back from /proc: Popen returns when exec closes its error pipe, a moment before the kernel has set argv.
+    reach("machine.spawned")
     pidfd = os.pidfd_open(child.pid)
     program = Path(argv[0]).name
     identity = identify(child.pid, program) or ProcessIdentity(child.pid, 0, "", program)

@@ -17,6 +17,7 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.errors import FleetboxError, ImageError, NotFoundError, UsageError
+from fleetbox.faultpoint import arrive
 from fleetbox.holder.images import archive, catalog, convert, kernel, worker
 from fleetbox.holder.images.catalog import CloudImage
 from fleetbox.holder.images.download import Unreachable, discard, download, key_of, shown
@@ -183,7 +184,9 @@ class ImageLibrary:
                 present = self.store.find(source=origin.source)
             if present is not None:
                 return self.store.name(msgspec.structs.replace(present, names=names))
+            await arrive("image.download")
             file = await download(cloud.url, cloud.sha256, on_event)
+            await arrive("image.downloaded")
             try:
                 # The digest is checked already: what is imported need not be hashed again for it.
                 image = await self._add(file, origin, on_event, check=False)
@@ -192,14 +195,17 @@ class ImageLibrary:
             except ImageError:
                 discard(file)
                 raise
+            await arrive("image.published")
             discard(file)
             return image
 
     async def _add(self, file: Path, origin: _Origin, on_event: OnEvent, check: bool = True) -> Image:
         with worker.step(on_event, "import", origin.source), self.store.staging() as folder:
+            await arrive("image.staged")
             disk = folder / "disk.raw"
             sha256 = origin.sha256 if check else ""
             digest = await convert.to_raw(file, disk, origin.source, sha256, on_event)
+            await arrive("image.converted")
             return await self._publish(folder, disk, digest, origin)
 
     async def _publish(self, folder: Path, disk: Path, digest: str, origin: _Origin) -> Image:
@@ -219,6 +225,7 @@ class ImageLibrary:
             source_stamp=origin.stamp,
         )
         try:
+            await arrive("image.publish")
             return await worker.run(lambda _: self.store.publish(folder, disk, record))
         except OSError as e:
             raise convert.storing_failed(e, origin.source, folder.parent) from e
@@ -248,6 +255,7 @@ async def _only_one(key: str, what: str, on_event: OnEvent) -> AsyncIterator[boo
     except OSError as e:
         raise convert.storing_failed(e, what, folder) from e
     try:
+        await arrive("image.lock")
         yield waited
     finally:
         lock.release()

@@ -18,8 +18,10 @@ from fleetbox.backends.base import VM, Capabilities, HasControlLine, Lease, Paus
 from fleetbox.backends.host import disk as disks
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, MachineError, UsageError
+from fleetbox.faultpoint import arrive
+from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.guest import fixtures, hostkeys
-from fleetbox.holder.members import Members, make_folder, remove_folder, with_serial_tail
+from fleetbox.holder.members import Members, with_serial_tail
 from fleetbox.holder.operations import Emit, Steps, together
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures
 from fleetbox.holder.snapshots.guest import set_machine_id
@@ -69,7 +71,9 @@ class Cloning:
         async with AsyncExitStack() as undo:
             for clone in clones:
                 undo.push_async_callback(self._members.drop, clone.placeholder.name)
+            await arrive("clone.reserved")
             await together(*(self._make(clone, timeout_s, undo) for clone in clones))
+            await arrive("clone.made")
             for clone in clones:
                 self._store.change_member(clone.placeholder.name, state=MemberState.RUNNING)
             await self._store.commit()
@@ -84,6 +88,7 @@ class Cloning:
                 make_folder(folder)
                 undo.push_async_callback(remove_folder, folder)
                 await self._copy_files(clone, folder)
+                await arrive("clone.copied")
             lease = await members.network.reserve(name)
             undo.push_async_callback(members.network.release, name)
             record = self._store.put_member(msgspec.structs.replace(clone.placeholder, ip=lease.ip, mac=lease.mac))
@@ -124,15 +129,20 @@ class Cloning:
         with steps.step("restore"):
             vm = await backend.restore(config, members.network, clone.folder)
             undo.push_async_callback(members.end_now, record.name, vm)
+            await arrive("member.launch")
             await vm.start()
+            await arrive("member.launched")
             record = self._store.change_member(record.name, handle=vm.handle)
             members.watch(record.name, vm)
             await self._store.commit()
+            await arrive("member.resume")
             assert isinstance(vm, Pauses)
             await vm.resume()
+            await arrive("member.resumed")
         async with with_serial_tail(record):
             with steps.step("identity"):
                 await self._identify(clone, record, lease, vm)
+                await arrive("member.join")
                 await members.network.join(record.name, record.slot)
             await members.wait_ready(record, vm, steps, left)
             if clone.new_fixtures and backend.capabilities().ssh:

@@ -26,9 +26,11 @@ from fleetbox import paths, wire
 from fleetbox.backends.base import VM, Backend, Restores, State
 from fleetbox.backends.host import disk as disks
 from fleetbox.errors import ConflictError, FleetboxError, HostError, NetworkError, UsageError
+from fleetbox.faultpoint import arrive
+from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.images import worker
-from fleetbox.holder.members import Machine, Members, close_master, make_folder, remove_folder
+from fleetbox.holder.members import Machine, Members, close_master
 from fleetbox.holder.operations import Emit, Steps, all_of, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures, remove_slot
 from fleetbox.holder.snapshots.guest import set_clock
@@ -75,6 +77,7 @@ class Restoration:
             await self._recreate([r for r in returns if r.now is None], undo)
             with Steps(self._emit).step("disk"):
                 await together(*(self._lay_out(r, undo) for r in returns))
+                await arrive("restore.laid")
                 await asyncio.gather(*(close_master(self._store.current.name, name) for name in names))
             with Steps(self._emit).step("restore"):
                 for r in returns:
@@ -83,8 +86,10 @@ class Restoration:
                 # One that neither runs nor stands still (its kernel has panicked) cannot be paused, but replaced.
                 paused = (r.old for r in returns if r.old is not None and r.old.state() is State.RUNNING)
                 await pause_all({vm.config.name: vm for vm in paused}, undo)
+                await arrive("restore.paused")
                 await together(*(self._bring_up(r, undo) for r in returns if r.runs))
                 await self._exchange(returns, undo)
+                await arrive("restore.joined")
                 before = await uninterrupted(self._commit(returns))
                 undo.pop_all()
                 await uninterrupted(self._go_on(returns, before))
@@ -152,6 +157,7 @@ class Restoration:
         undo.push_async_callback(vm.kill)
         await vm.start()
         r.new = vm
+        await arrive("restore.up")
 
     async def _exchange(self, returns: list[Return], undo: AsyncExitStack) -> None:
         """All old machines leave the bridge before a new one joins it."""
@@ -160,6 +166,7 @@ class Restoration:
             if r.old is not None and r.now is not None:
                 undo.push_async_callback(network.join, r.record.name, r.now.slot)
                 await network.leave(r.record.name, r.now.slot)
+                await arrive("restore.left")
         for r in returns:
             if r.new is not None:
                 undo.push_async_callback(network.leave, r.record.name, r.record.slot)
@@ -188,9 +195,12 @@ class Restoration:
     async def _go_on(self, returns: list[Return], before: list[Machine]) -> None:
         """Let the new machines run, and be rid of the old ones."""
         try:
+            await arrive("restore.committed")
             await resume_all({r.record.name: r.new for r in returns if r.new is not None})
+            await arrive("restore.resumed")
         finally:
             await asyncio.gather(*(machine.vm.kill() for machine in before), return_exceptions=True)
+            await arrive("restore.replaced")
             for r in returns:
                 if r.now is not None:
                     await asyncio.to_thread(remove_slot, r.record, r.now.slot)
@@ -277,4 +287,5 @@ async def restore(
                 why=f"the cluster is on {members.network.subnet} now",
                 hint="use `fleetbox clone`, which gives new addresses",
             )
+    await arrive("restore.check")
     await Restoration(store, members, snapshot, emit).run(names, images, request.timeout_s)

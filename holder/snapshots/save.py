@@ -21,6 +21,7 @@ from fleetbox import wire
 from fleetbox.backends.base import VM, Backend, Lease, Restores, Snapshots
 from fleetbox.backends.host import disk as disks
 from fleetbox.errors import HostError
+from fleetbox.faultpoint import arrive
 from fleetbox.holder.guest.hostkeys import KEY_FILE, make_host_key
 from fleetbox.holder.images import worker
 from fleetbox.holder.members import Members
@@ -66,7 +67,9 @@ async def save(
         blobs=blobs_under(members),
     )
     with store.staging() as folder:
+        await arrive("save.staged")
         await asyncio.to_thread(store.announce, folder, snapshot)
+        await arrive("save.announced")
         disks.free_space_preflight(folder, await asyncio.to_thread(_expected_bytes, members, machines))
         for name in names:
             (folder / name).mkdir(mode=0o700)
@@ -74,9 +77,11 @@ async def save(
             with Steps(emit).step("save"):
                 await pause_all(machines, standing)
                 paused_at = time.monotonic()
+                await arrive("save.paused")
                 await together(*(_save_still(member, machines.get(member.name), folder) for member in members))
                 await standing.aclose()
         pause_s = time.monotonic() - paused_at
+        await arrive("save.resumed")
         with Steps(emit).step("store"):
             await worker.run(lambda stop: store.verify(snapshot, stop))  # now, so that a restore need not wait for it
             await together(*(_save_rest(member, folder / member.name, running) for member in members))
@@ -104,8 +109,10 @@ async def _save_still(member: MemberRecord, vm: VM | None, folder: Path) -> None
     if vm is not None:
         assert isinstance(vm, Snapshots)
         await vm.snapshot(folder / member.name)
+        await arrive("save.memory")
     disk = find_disk(Path(member.folder), member.slot)
     await disks.copy_disk(disk.path, disk_in_slot(folder / member.name, 0, disk.format).path)
+    await arrive("save.disk")
 
 
 async def _save_rest(member: MemberRecord, folder: Path, running: Members | None) -> None:

@@ -34,6 +34,7 @@ from fleetbox.errors import (
     RecordError,
     UsageError,
 )
+from fleetbox.faultpoint import reach
 from fleetbox.holder.images.sparse import digest_file
 from fleetbox.holder.images.worker import Meter, Stop
 from fleetbox.names import is_id_prefix
@@ -224,6 +225,7 @@ class SnapshotStore:
         or id that is taken meanwhile, DiskError; either way there is no snapshot, and the folder is still the caller's.
         """
         with disk_errors(f"the snapshot in {folder} cannot be written"):
+            reach("save.publish")
             snapshot = msgspec.structs.replace(snapshot, files=tuple(_files(folder)))
             (folder / RECORD).write_bytes(_encode(snapshot))
             for path in (*folder.rglob("*"), folder):
@@ -236,7 +238,9 @@ class SnapshotStore:
             if target.exists():
                 raise ConflictError(f"there is a snapshot {snapshot.id} already")
             with disk_errors(f"the snapshot in {folder} cannot be moved into place"):
+                reach("save.land")
                 folder.rename(target)
+                reach("save.landed")
                 _sync(self._root)
         return snapshot
 
@@ -252,8 +256,10 @@ class SnapshotStore:
                 with self._locked():
                     snapshot = self.find(ref)
                     with disk_errors(f"the snapshot {ref} cannot be removed"):
+                        reach("snapshot.remove")
                         gone = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._root))
                         self.folder(snapshot).rename(gone)  # over an empty folder: rename(2)
+                        reach("snapshot.removed")
                         shutil.rmtree(gone)
                 removed.append(snapshot)
             except FleetboxError as e:

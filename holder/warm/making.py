@@ -38,11 +38,13 @@ from fleetbox.backends.host import disk as disks
 from fleetbox.backends.host.process import run
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, MachineError
+from fleetbox.faultpoint import arrive
+from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.seed import Seed, network_config, user_data
 from fleetbox.holder.images import worker
-from fleetbox.holder.members import Members, make_folder, remove_folder, with_serial_tail
+from fleetbox.holder.members import Members, with_serial_tail
 from fleetbox.holder.operations import Emit, Steps
 from fleetbox.holder.provision import Provisioner, find_disk, new_member
 from fleetbox.holder.readiness import wait_for_ssh
@@ -203,7 +205,9 @@ class TemplateMaker:
                 assert isinstance(vm, Pauses)
                 assert isinstance(vm, Snapshots)
                 await vm.pause()
+                await arrive("template.paused")
                 await vm.snapshot(staging / SAVED)
+                await arrive("template.saved")
             except MachineError as e:
                 raise NoTemplate("the booted machine could not be saved", why=f"{e.message}: {e.why}") from e
             await vm.kill()
@@ -231,7 +235,9 @@ class TemplateMaker:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.limit_s
         async with self.gate.launching(vm):
+            await arrive("template.boot")
             await vm.start()
+            await arrive("template.booted")
         await vm.wait_for_ip(max(0.1, deadline - loop.time()))
         if not self.backend.capabilities().ssh:
             return

@@ -25,6 +25,7 @@ from fleetbox import paths
 from fleetbox.backends.base import Disk
 from fleetbox.backends.host.disk import disk_errors
 from fleetbox.errors import AmbiguousError, ConflictError, FleetboxError, NotFoundError, PartialError, RecordError
+from fleetbox.faultpoint import arrive, reach
 from fleetbox.holder.images.sparse import digest_file
 from fleetbox.holder.images.worker import Stop
 from fleetbox.holder.lock import HolderLock
@@ -114,6 +115,7 @@ class TemplateStore:
             with disk_errors(f"no template can be made in {staging}"):
                 await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
                 (staging / SAVED).mkdir(mode=0o700, parents=True)
+            await arrive("template.lock")
             yield staging
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
@@ -141,15 +143,18 @@ class TemplateStore:
             (landing / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(template), indent=1))
             _sync(landing / RECORD)
             _sync(landing)
+            reach("template.land")
             stop.check()
             with self._locked():
                 if template.base:
                     disk.path.rename(self.disk(template).path)
                     _sync(self._blobs)
+                reach("template.disk")
                 if (self._root / template.key).exists():
                     self._put_away(template.key)
                 landing.rename(self._root / template.key)
                 _sync(self._root)
+                reach("template.landed")
         return template
 
     # Removing
@@ -159,7 +164,9 @@ class TemplateStore:
         with self._locked():
             present = self.find(template.key)
             if present is None or present.created_at == template.created_at:
+                reach("template.remove")
                 self._put_away(template.key)
+                reach("template.removed")
                 self._drop_blob(template.base)
 
     def remove(self, refs: Sequence[str]) -> list[Template]:

@@ -36,6 +36,7 @@ from fleetbox.backends.host.network.lock import network_lock
 from fleetbox.backends.host.network.subnet import choose_subnet, parse_subnet
 from fleetbox.backends.host.process import Process, adopt
 from fleetbox.errors import FleetboxError, HostError, NetworkError, RecordError
+from fleetbox.faultpoint import reach
 from fleetbox.identity import ProcessIdentity, boot_id, identify, is_alive
 from fleetbox.records import read_clusters
 
@@ -116,12 +117,18 @@ def build(spec: NetworkSpec) -> Built:
         built = Built(journal, gateway, None, found.owner if found else None)
         journal.write()
         try:
+            reach("network.journal")
             links.ensure_bridge(ip, bridge, gateway)
+            reach("network.bridge")
             forwarding.claim(namespace, bridge, links.uplinks(ip))
+            reach("network.forwarding")
             firewall.apply_table(journal.record.table, bridge, gateway)
+            reach("network.table")
             firewall.ensure_rules(wanted)
+            reach("network.rules")
             built.resolver = _ensure_resolver(journal, gateway, _resolvers(found) if found else [], may_adopt=stands)
             resolver.keep_only(bridge, spec.leases)
+            reach("network.built")
         except BaseException:
             _unmake(built)
             raise
@@ -203,6 +210,7 @@ def _ensure_resolver(
         return kept
     started = resolver.start(record.bridge, str(gateway.ip), record.cluster)
     try:
+        reach("network.resolver")
         journal.write(resolver=started.identity if started else None)
     except BaseException:
         if started is not None:
@@ -222,6 +230,7 @@ def demolish(journal: Journal, process: Process | None = None) -> None:
     `process` is the resolver when it is our child. Raises NetworkError, and keeps the journal, when something stayed.
     """
     record = journal.reload()
+    reach("network.demolish")
 
     def remove_links() -> None:
         with links.netlink() as ip:
@@ -252,6 +261,7 @@ def demolish(journal: Journal, process: Process | None = None) -> None:
             hint=failures[0].hint or "`fleetbox prune` tries again",
             details=[str(e) for e in failures[1:]],
         )
+    reach("network.demolished")
     journal.remove()
 
 
@@ -274,8 +284,10 @@ def attach(built: Built, member: str, slot: int, uid: int, *, join: bool) -> str
             )
     if record.taps.get(key) != tap:
         built.journal.write(taps={**record.taps, key: tap})
+        reach("network.tap")
     with links.netlink() as ip:
         links.ensure_tap(ip, tap, record.bridge, uid, join=join)
+    reach("network.tap.made")
     return tap
 
 
@@ -297,6 +309,7 @@ def detach(journal: Journal, *keys: str) -> None:
     taps = [tap for key in keys if (tap := journal.record.taps.get(key))]
     if not taps:
         return
+    reach("network.detach")
     with links.netlink() as ip:
         links.remove(ip, *taps)
     journal.write(taps={key: tap for key, tap in journal.record.taps.items() if key not in keys})

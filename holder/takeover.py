@@ -1,0 +1,71 @@
+"""Taking over from a holder that is dead: its machines are adopted, what it left half made is rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from fleetbox import paths
+from fleetbox.faultpoint import arrive
+from fleetbox.holder.folders import remove_folder
+from fleetbox.holder.images.library import ImageLibrary
+from fleetbox.holder.members import Members, end_orphan, erase
+from fleetbox.holder.orphans import end_process, find_orphans
+from fleetbox.holder.provision import remove_slot
+from fleetbox.holder.store import ClusterStore
+from fleetbox.identity import is_alive
+from fleetbox.records import MemberRecord, MemberState
+from fleetbox.specs import TEMPLATE_NAME
+
+log = logging.getLogger(__name__)
+
+
+async def take_over(
+    store: ClusterStore, cluster: str, images: ImageLibrary, connect: Callable[[], Awaitable[Members]]
+) -> None:
+    """Adopt what an earlier holder left running; roll back what it left half made.
+
+    `connect` takes its network over; it is called only when a machine runs. Raises HostError or NetworkError when that
+    cannot be done.
+    """
+    record = store.record
+    orphans = await asyncio.to_thread(find_orphans, cluster, record)
+    await arrive("takeover.orphans")
+    for orphan in orphans:
+        log.warning("%s %d runs a machine that no record names: ended", orphan.program, orphan.pid)
+        await end_process(orphan)
+    await remove_folder(paths.member_dir(cluster, TEMPLATE_NAME))
+    if record is None:
+        return
+    for member in record.members.values():
+        if member.state is MemberState.CREATING:
+            await arrive("takeover.rollback")
+            log.warning("%s was half made by an earlier holder: rolled back", member.name)
+            await erase(cluster, member)
+            store.drop_member(member.name)
+    alive = [m for m in store.current.members.values() if m.handle and is_alive(m.handle.process)]
+    members = await _adopt(alive, images, connect) if alive else None
+    for member in list(store.current.members.values()):
+        # What an interrupted restore has left of the machine in the other slot, which was an orphan.
+        await asyncio.to_thread(remove_slot, member, 1 - member.slot)
+        if members is not None:
+            await members.network.detach(member.name, 1 - member.slot)
+        if members is None or member.name not in members.machines:
+            error = "" if member.state is MemberState.STOPPED else "it ended while no holder was there"
+            store.change_member(member.name, state=MemberState.STOPPED, handle=None, error=member.error or error)
+    await arrive("takeover.commit")
+    await store.commit()
+
+
+async def _adopt(alive: list[MemberRecord], images: ImageLibrary, connect: Callable[[], Awaitable[Members]]) -> Members:
+    members = await connect()
+    await arrive("takeover.network")
+    await members.network.release(TEMPLATE_NAME)
+    for member in alive:
+        await arrive("takeover.adopt")
+        image = images.inspect(member.image_digest) if member.image_digest else None
+        if not await members.adopt(member, image):
+            await end_orphan(member)
+        await arrive("takeover.adopted")
+    return members
