@@ -16,8 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
+from fleetbox.backends.abilities import Console as Console
+from fleetbox.backends.abilities import HasConsole as HasConsole
+from fleetbox.backends.abilities import HasControlLine as HasControlLine
+from fleetbox.backends.abilities import HasStatistics as HasStatistics
+from fleetbox.backends.abilities import Pauses as Pauses
+from fleetbox.backends.abilities import Snapshots as Snapshots
 from fleetbox.records import MachineHandle
 
 if TYPE_CHECKING:
@@ -108,7 +114,7 @@ class Capabilities:
     `emulated` says that guest code is interpreted: boots are slow and must be staggered. `snapshots` says that its
     machines are `Pauses` and `Snapshots` and the backend itself is `Restores`; `control_line` that its machines are
     `HasControlLine`. `change_on_restore` names what a restored machine may have otherwise than the saved one: any of
-    "cpus" and "memory".
+    "cpus" and "memory". `console` says that its machines are `HasConsole`, `statistics` that they are `HasStatistics`.
     """
 
     disk_formats: tuple[DiskFormat, ...]
@@ -122,6 +128,8 @@ class Capabilities:
     snapshots: bool = False
     control_line: bool = False
     change_on_restore: frozenset[str] = frozenset()
+    console: bool = False
+    statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,13 @@ class Lease:
     prefix_length: int
     gateway: str
     dns: tuple[str, ...] = ()
+
+
+class Traffic(NamedTuple):
+    """What has passed a member's interface since it was made, as the guest counts: bytes that it received and sent."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,6 +212,9 @@ class Network(Protocol):
     async def detach(self, name: str, slot: int = 0) -> None:
         """Remove that interface; nothing when there is none. Backends do this when the machine has ended."""
 
+    async def traffic(self, name: str, slot: int = 0) -> Traffic:
+        """What has passed that interface; nothing where there is none. Raises NetworkError."""
+
     async def close(self) -> None:
         """Remove everything of this network from the host; raises NetworkError when something stayed."""
 
@@ -240,58 +258,6 @@ class VM(Protocol):
         """Return when the guest kernel has calibrated its timers (see `Capabilities.emulated`), or after `timeout_s`.
 
         Emulated machines that share cores disturb each other's calibration, so the next one starts only then.
-        """
-
-
-@runtime_checkable
-class Pauses(Protocol):
-    """Machines that can be held still (`Capabilities.snapshots`)."""
-
-    async def pause(self) -> None:
-        """Stop guest code where it is; paused already: nothing. The machine is `paused` afterwards.
-
-        Raises MachineError when it does not run. Failed or cancelled, it runs on.
-        """
-
-    async def resume(self) -> None:
-        """Let guest code run (on); running already: nothing.
-
-        Raises MachineError when the machine is neither, or when its memory has become a template's (`Snapshots`).
-        """
-
-
-@runtime_checkable
-class Snapshots(Protocol):
-    """Machines whose state can be saved (`Capabilities.snapshots`)."""
-
-    async def snapshot(self, folder: Path) -> None:
-        """Save a paused machine into an existing, empty folder; it stays paused.
-
-        It has to be resumed before it can be saved again, even when this failed or was cancelled.
-
-        Everything but the disks is saved there, as regular files: `state`, `machine.json` (what a restore has to know)
-        and maybe `memory`. Whoever keeps a snapshot keeps all of them and asks for no more. Once this has returned, and
-        until the machine is resumed, the disk files hold all that the guest has written: copy them then. Nothing is
-        flushed to the physical disk.
-
-        A machine with a `VMConfig.memory_file` gives that file away: it becomes (by a hard link) the folder's
-        `memory`, restored machines map it privately and share its pages, and the machine may only be ended. The others
-        write their memory into `state`.
-
-        Raises MachineError when the machine is not paused or it fails. Failed or cancelled, the folder is empty again
-        and the machine is paused and usable.
-        """
-
-
-@runtime_checkable
-class HasControlLine(Protocol):
-    """Machines with a second serial port that only we can open (`Capabilities.control_line`)."""
-
-    @property
-    def control_line(self) -> Path:
-        """The unix socket (stream, 0600) of the guest's second serial port (`ttyS1`): one connection at a time.
-
-        What the guest writes while nobody is connected is lost. Raises MachineError where the machine was made without.
         """
 
 

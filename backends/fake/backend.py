@@ -37,6 +37,8 @@ class FakeBackend:
             ssh=False,
             needs_images=False,
             snapshots=True,
+            console=True,
+            statistics=True,
         )
 
     async def check(self) -> None:
@@ -75,6 +77,7 @@ class FakeBackend:
             return None
         await network.attach(config.member, slot=config.slot)
         vm = FakeVM(config, network, self._host, self.faults)
+        await vm.terminal.open()
         vm.take_over(child)
         return vm
 

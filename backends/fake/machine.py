@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import os
 import platform
@@ -11,17 +12,21 @@ import signal
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
-from fleetbox.backends.base import ExitStatus, Network, State, VMConfig
+from fleetbox import paths
+from fleetbox.backends.base import Console, ExitStatus, Network, State, VMConfig
+from fleetbox.backends.fake.console import FakeConsole
 from fleetbox.backends.fake.faults import Faults
 from fleetbox.backends.fake.guest import SCRIPT, write
 from fleetbox.backends.host import process, saved
 from fleetbox.backends.host.disklock import locked_disks
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
+from fleetbox.backends.host.usage import transferred, usage
 from fleetbox.errors import MachineError
 from fleetbox.faultpoint import arrive
 from fleetbox.identity import is_alive
 from fleetbox.records import MachineHandle
+from fleetbox.usage import Statistics
 
 TERM_GRACE_S = 1.0
 IDENTITY = {
@@ -35,7 +40,10 @@ IDENTITY = {
 
 
 class FakeVM:
-    """See `fleetbox.backends.base.VM`, `Pauses` and `Snapshots`. May be started again after its end."""
+    """See `fleetbox.backends.base.VM`, `Pauses`, `Snapshots`, `HasConsole` and `HasStatistics`.
+
+    May be started again after its end.
+    """
 
     def __init__(
         self, config: VMConfig, network: Network, host: HostThread, faults: Faults, snapshot: Path | None = None
@@ -50,6 +58,9 @@ class FakeVM:
         self._pidfile = config.run_dir / f"{name}.pid"
         self._fifo = config.run_dir / f"{name}.fifo"
         self._memory = config.run_dir / f"{name}.memory"
+        digest = hashlib.sha256(f"{config.name}{name}".encode()).hexdigest()[:12]  # a socket's path has to be short
+        where = Console(paths.checked_socket(config.run_dir / f"{digest}.con"), config.run_dir / f"{digest}.lock")
+        self.terminal = FakeConsole(where, config.serial_log, self.guest)
         self._state = State.STOPPED
         self._process: Process | None = None
         self._end: asyncio.Task[ExitStatus] | None = None
@@ -108,6 +119,8 @@ class FakeVM:
                 await self._network.attach(config.member, slot=config.slot, join=not restored)
                 await arrive("machine.attached")
                 undo.callback(self._forget)
+                undo.push_async_callback(self.terminal.close)
+                await self.terminal.open()
                 self._remember()
                 fifo = os.open(self._fifo, os.O_RDWR)  # the child inherits it: what is written from now on is read
                 descriptors.callback(os.close, fifo)
@@ -182,6 +195,7 @@ class FakeVM:
         for path in (self._pidfile, self._fifo):
             path.unlink(missing_ok=True)
         self._forget()
+        await self.terminal.close()
         await self._network.detach(self.config.member, self.config.slot)
         self._state = State.STOPPED
         if code is not None and code < 0:
@@ -223,6 +237,20 @@ class FakeVM:
                 raise self._error("could not be saved", str(e)) from e
             raise
         self._given_away = self.config.memory_file is not None
+
+    def console(self) -> Console:
+        if self._process is None:
+            raise self._error("has no console", "it does not run")
+        return self.terminal.where
+
+    async def statistics(self) -> Statistics:
+        """What the shell uses; its disks are the files that it writes, and nothing passes its network."""
+        if self._process is None:
+            raise self._error("has no statistics", "it does not run")
+        identity = self._process.identity
+        cost, transfers = usage(identity), transferred(identity)
+        traffic = await self._network.traffic(self.config.member, self.config.slot)
+        return Statistics(*cost, *transfers, *traffic)
 
     def _require(self, state: State, what: str) -> Process:
         if self._process is None or self._state is not state:

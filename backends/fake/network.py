@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from ipaddress import IPv4Address, IPv4Network
 
-from fleetbox.backends.base import Lease, NetworkSpec, generate_mac
+from fleetbox.backends.base import Lease, NetworkSpec, Traffic, generate_mac
 from fleetbox.errors import NetworkError
 
 
@@ -86,6 +86,9 @@ class FakeNetwork:
 
     async def detach(self, name: str, slot: int = 0) -> None:
         self._interfaces.pop((name, slot), None)
+
+    async def traffic(self, name: str, slot: int = 0) -> Traffic:
+        return Traffic()  # nothing passes here
 
     async def close(self) -> None:
         self._leases.clear()

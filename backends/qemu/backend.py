@@ -51,6 +51,8 @@ class QemuBackend:
             emulated=self.accelerator == "tcg",
             snapshots=True,
             control_line=command.HAS_CONTROL_LINE,
+            console=True,
+            statistics=True,
         )
 
     async def check(self) -> None:

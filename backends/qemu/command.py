@@ -37,14 +37,16 @@ FIXTURE_BRIDGE_ADDRESS = 0x10
 class Surroundings:
     """What the holder gives one launch besides the configuration.
 
-    `qmp_fd` is a listening unix socket that QEMU inherits, as is `control_fd` (the second serial port's; None for a
-    machine without). `tap` is empty for a machine without a network. `vhost` says that /dev/vhost-net can be used.
-    `saved` is what a restored machine was saved as, its RAM a private mapping of `saved_memory` when that is there.
+    `qmp_fd` is a listening unix socket that QEMU inherits, as are `console_fd` (the first serial port's) and
+    `control_fd` (the second one's; None for a machine without). `tap` is empty for a machine without a network. `vhost`
+    says that /dev/vhost-net can be used. `saved` is what a restored machine was saved as, its RAM a private mapping of
+    `saved_memory` when that is there.
     """
 
     qemu: Qemu
     accelerator: str
     qmp_fd: int
+    console_fd: int
     control_fd: int | None = None
     tap: str = ""
     vhost: bool = False
@@ -67,7 +69,7 @@ def build(config: VMConfig, surroundings: Surroundings) -> list[str]:
         *_memory(config, surroundings.saved_memory),
         *_boot(config),
         *_monitor(surroundings.qmp_fd),
-        *_serial(config.serial_log),
+        *_serial(surroundings.console_fd, config.serial_log),
         *_control_line(surroundings.control_fd),
         *("-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"),
     ]
@@ -144,9 +146,10 @@ def _monitor(qmp_fd: int) -> list[str]:
     return ["-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "-mon", "chardev=qmp,mode=control"]
 
 
-def _serial(log: Path) -> list[str]:
-    # append: with O_APPEND a log that is cut while the machine runs stays small, instead of growing a hole.
-    return ["-chardev", f"file,id=serial0,path={escape(log)},append=on", "-serial", "chardev:serial0"]
+def _serial(fd: int, log: Path) -> list[str]:
+    # logappend: with O_APPEND a log that is cut while the machine runs stays small, instead of growing a hole.
+    how = f"socket,id=serial0,fd={fd},server=on,wait=off,logfile={escape(log)},logappend=on"
+    return ["-chardev", how, "-serial", "chardev:serial0"]
 
 
 def _control_line(fd: int | None) -> list[str]:

@@ -74,16 +74,24 @@ class Monitor:
         self, command: str, arguments: Mapping[str, object] | None = None, timeout_s: float = 30.0
     ) -> dict[str, Any]:
         """Run a command and return its answer. Raises MachineError, also when the connection has ended."""
+        answer = await self._execute(command, arguments, timeout_s)
+        return answer if isinstance(answer, dict) else {}
+
+    async def execute_list(self, command: str, timeout_s: float = 30.0) -> list[Any]:
+        """Run a command that answers with a list. Raises as `execute` does."""
+        answer = await self._execute(command, None, timeout_s)
+        return answer if isinstance(answer, list) else []
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None, timeout_s: float) -> object:
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._client.execute(command, arguments)
+                return await self._client.execute(command, arguments)
         except TimeoutError:
             raise MachineError(f"QEMU did not answer {command}", why=f"waited {timeout_s:.0f} s") from None
         except ExecuteError as e:
             raise MachineError(f"QEMU refused {command}", why=str(e)) from e
         except (QMPError, OSError, EOFError) as e:
             raise MachineError(f"QEMU did not answer {command}", why="the connection to it has ended") from e
-        return answer if isinstance(answer, dict) else {}
 
     async def give(self, fd: int, name: str) -> None:
         """Hand a copy of a descriptor over; commands that take one know it as `name`. Raises MachineError."""

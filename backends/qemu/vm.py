@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fleetbox.backends.base import Network, State, VMConfig, timeout_scale
+from fleetbox.backends.base import Console, Network, State, VMConfig, timeout_scale
 from fleetbox.backends.host import saved
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.backends.qemu import command, migration, qmp
@@ -16,6 +16,7 @@ from fleetbox.backends.qemu.binary import Qemu
 from fleetbox.backends.vmm import endings
 from fleetbox.backends.vmm.machine import Machine
 from fleetbox.backends.vmm.specifics import Launch, Program
+from fleetbox.errors import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ VHOST_NET = Path("/dev/vhost-net")
 
 
 class QemuVM(Machine):
-    """A machine by QEMU, `HasControlLine` besides what every `Machine` is."""
+    """A machine by QEMU, `HasControlLine` and `HasConsole` besides what every `Machine` is."""
 
     hypervisor = "QEMU"
 
@@ -59,7 +60,9 @@ class QemuVM(Machine):
             config.memory_file.touch(mode=0o600, exist_ok=False)
             launch.made.callback(config.memory_file.unlink, missing_ok=True)
         monitor = launch.ours.enter_context(qmp.listen(self._files.socket)).fileno()
-        fds = [monitor]
+        console = launch.ours.enter_context(qmp.listen(self._files.console)).fileno()
+        self._files.console_lock.touch(mode=0o600)
+        fds = [monitor, console]
         control = None
         if command.HAS_CONTROL_LINE and (was.control_line if was else config.control_line):
             control = launch.ours.enter_context(qmp.listen(self._files.control)).fileno()
@@ -69,6 +72,7 @@ class QemuVM(Machine):
             self._qemu,
             self._accelerator,
             monitor,
+            console,
             control,
             launch.tap,
             vhost=os.access(VHOST_NET, os.R_OK | os.W_OK),
@@ -115,6 +119,15 @@ class QemuVM(Machine):
 
     def _ending(self, code: int | None) -> str:
         return _SHUTDOWN_REASONS.get(self._shutdown, "")
+
+    def console(self) -> Console:
+        if not self._files.console.exists():
+            raise MachineError(f"{self.config.name} has no console", why="it does not run, or was started without")
+        return Console(self._files.console, self._files.console_lock)
+
+    async def _disk_traffic(self) -> tuple[int, int]:
+        counted = [device["stats"] for device in await self._monitor.execute_list("query-blockstats")]
+        return sum(c["rd_bytes"] for c in counted), sum(c["wr_bytes"] for c in counted)
 
     # Pause, snapshot, end
 

@@ -18,12 +18,14 @@ from fleetbox.backends.base import ExitStatus, Network, State, VMConfig, timeout
 from fleetbox.backends.host import disklock, process, reach, saved
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
+from fleetbox.backends.host.usage import usage
 from fleetbox.backends.vmm import endings, serial
 from fleetbox.backends.vmm.runfiles import RunFiles
 from fleetbox.backends.vmm.specifics import Launch, Specifics
 from fleetbox.errors import FleetboxError, MachineError
 from fleetbox.identity import identify
 from fleetbox.records import MachineHandle
+from fleetbox.usage import Statistics
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ TERMINATE_GRACE_S = 5.0
 
 
 class Machine(Specifics):
-    """A machine of the contract (`fleetbox.backends.base.VM`, `Pauses`, `Snapshots`).
+    """A machine of the contract (`fleetbox.backends.base.VM`, `Pauses`, `Snapshots`, `HasStatistics`).
 
     With `snapshot`, its `start` restores that folder. `identity` is what its own snapshots are tied to.
 
@@ -258,6 +260,12 @@ class Machine(Specifics):
         if not self._files.control.exists():
             raise MachineError(f"{self.config.name} has no control line", why="it was made without")
         return self._files.control
+
+    async def statistics(self) -> Statistics:
+        if self._process is None:
+            raise MachineError(f"{self.config.name} has no statistics", why="it does not run")
+        cost, disks = usage(self._process.identity), await self._disk_traffic()
+        return Statistics(*cost, *disks, *await self._network.traffic(self.config.member, self.config.slot))
 
     # Ends
 

@@ -16,12 +16,15 @@ class RunFiles:
     """Sockets are named by a short digest, as their paths are at most 107 bytes long.
 
     `socket` is the hypervisor's API, `control` the control line (a socket, or a link to a terminal) and `lock` the lock
-    of whoever uses that. `log` is what the process says.
+    of whoever uses that; `console` and `console_lock` are the same of a console on a line of its own. `log` is what the
+    process says.
     """
 
     socket: Path
     control: Path
     lock: Path
+    console: Path
+    console_lock: Path
     pidfile: Path
     log: Path
 
@@ -30,17 +33,21 @@ class RunFiles:
         slot = f"+{config.slot}" if config.slot else ""  # in no member's name
         digest = hashlib.sha256(f"{config.name}{slot}".encode()).hexdigest()[:12]
         control = paths.checked_socket(config.run_dir / f"{digest}.ctl")
+        console = paths.checked_socket(config.run_dir / f"{digest}.con")
         return cls(
             paths.checked_socket(config.run_dir / f"{digest}.sock"),
             control,
             control_lock(control),
+            console,
+            control_lock(console),
             config.run_dir / f"{config.member}{slot}.pid",
             config.run_dir / f"{config.member}{slot}.log",
         )
 
     def remove(self) -> None:
         """Remove all of it, of a machine that has ended. Raises OSError."""
-        for path in (self.socket, self.control, self.lock, self.pidfile, self.log):
+        lines = (self.control, self.lock, self.console, self.console_lock)
+        for path in (self.socket, *lines, self.pidfile, self.log):
             path.unlink(missing_ok=True)
 
     def running_pid(self, mark: str) -> int | None:
@@ -53,6 +60,6 @@ class RunFiles:
         return pid if os.fsencode(mark) in argv else None
 
 
-def control_lock(control: Path) -> Path:
-    """The file whose lock (flock) belongs to whoever uses that control line."""
-    return control.with_name(f"{control.name}.lock")
+def control_lock(line: Path) -> Path:
+    """The file whose lock (flock) belongs to whoever uses that control line or console."""
+    return line.with_name(f"{line.name}.lock")

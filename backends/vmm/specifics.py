@@ -82,6 +82,10 @@ class Specifics(abc.ABC):
         """Write `state` (and `memory`) into the folder; `snapshot` empties it when this fails. Raises OSError too."""
 
     @abc.abstractmethod
+    async def _disk_traffic(self) -> tuple[int, int]:
+        """Bytes that the guest has read from and written to its disks."""
+
+    @abc.abstractmethod
     async def _press_power_button(self) -> None:
         """Ask the guest to shut down."""
 

@@ -13,6 +13,7 @@ from fleetbox.backends.base import (
     Disk,
     FirmwareBoot,
     Lease,
+    Traffic,
     VMConfig,
     timeout_scale,
 )
@@ -53,6 +54,9 @@ class NoNetwork:
     async def leave(self, name: str, slot: int = 0) -> None: ...
 
     async def detach(self, name: str, slot: int = 0) -> None: ...
+
+    async def traffic(self, name: str, slot: int = 0) -> Traffic:
+        return Traffic()
 
 
 class TapBook(NoNetwork):

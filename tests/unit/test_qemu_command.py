@@ -32,7 +32,7 @@ CONFIG = VMConfig(
     fixtures=(Disk(Path("/data/fixture-0.img"), "raw", read_only=True, serial="fixture-0"),),
     assigned_ip="192.168.7.2",
 )
-HERE = Surroundings(QEMU, "tcg", qmp_fd=7, tap="fb1", vhost=True)
+HERE = Surroundings(QEMU, "tcg", qmp_fd=7, console_fd=8, tap="fb1", vhost=True)
 
 
 def values(argv: list[str], option: str) -> list[str]:
@@ -158,7 +158,7 @@ def test_machines_of_one_member_are_told_apart_by_their_slot() -> None:
     assert len(names) == 2
     files = [RunFiles.of(replace(CONFIG, slot=slot)) for slot in (0, 1)]
     paths = [getattr(of, field.name) for of in files for field in fields(of)]
-    assert len(set(paths)) == len(paths) == 10
+    assert len(set(paths)) == len(paths) == 14
 
 
 def test_what_is_not_there_is_not_said() -> None:
@@ -187,6 +187,6 @@ def test_no_path_can_become_an_option(name: str) -> None:
     )
     argv, plain = build(config, HERE), build(CONFIG, HERE)
     assert [a for a in argv if a.startswith("-")] == [a for a in plain if a.startswith("-")]
-    assert split_options(values(argv, "-chardev")[1])[2] == f"path={folder / 'serial.log'}"
+    assert f"logfile={folder / 'serial.log'}" in split_options(values(argv, "-chardev")[1])
     assert split_options(values(argv, "-name")[0]) == [f"guest=mycluster/node-1@{folder}"]
     assert nodes(argv)[0]["file"]["filename"] == str(folder / "disk")  # type: ignore[index]

@@ -18,7 +18,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from fleetbox.backends.base import generate_mac
+from fleetbox.backends.base import Traffic, generate_mac
 from fleetbox.errors import HostError, NetworkError
 
 _TABLE_LOCAL = 255
@@ -133,6 +133,14 @@ def leave(ip: IPRoute, tap: str) -> None:
     index = index_of(ip, tap)
     if index is not None:
         ip.link("set", index=index, master=0)
+
+
+def traffic(tap: str) -> Traffic:
+    """What has passed a tap: what the host's end receives is what the guest has sent. Nothing of one that is gone."""
+    with netlink() as ip:
+        index = index_of(ip, tap)
+        counted = ip.get_links(index)[0].get_attr("IFLA_STATS64") if index is not None else None
+    return Traffic(counted["tx_bytes"], counted["rx_bytes"]) if counted else Traffic()
 
 
 def _bridge_index(ip: IPRoute, bridge: str) -> int:

@@ -6,8 +6,8 @@ import contextlib
 import os
 from ipaddress import IPv4Address
 
-from fleetbox.backends.base import Lease, NetworkSpec, generate_mac
-from fleetbox.backends.host.network import construction, resolver
+from fleetbox.backends.base import Lease, NetworkSpec, Traffic, generate_mac
+from fleetbox.backends.host.network import construction, links, resolver
 from fleetbox.backends.host.network.construction import Built
 from fleetbox.backends.host.network.journal import tap_key
 from fleetbox.backends.host.network.reconcile import reconcile
@@ -149,6 +149,11 @@ class HostNetwork:
         """Remove the member's interface of that slot; nothing when it has none. Raises NetworkError when it stays."""
         if self._open:
             await self._host.run(construction.detach, self._built.journal, tap_key(name, slot))
+
+    async def traffic(self, name: str, slot: int = 0) -> Traffic:
+        """See `base.Network.traffic`."""
+        tap = self._built.journal.record.taps.get(tap_key(name, slot))
+        return Traffic() if tap is None else await self._host.run(links.traffic, tap)
 
     async def close(self) -> None:
         """See `base.Network.close`."""

@@ -1,0 +1,71 @@
+"""The fake guest's console: what is typed becomes lines that it is told, what it prints comes from its serial log.
+
+A hypervisor keeps the console of its guest; a shell cannot, so here the holder does, and the next holder makes it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from fleetbox.backends.base import Console
+
+_LOOK_AGAIN_S = 0.02
+_LINE_LIMIT_BYTES = 4096
+
+
+class FakeConsole:
+    """A terminal in front of a guest that takes lines: it echoes what is typed, and Return sends the line."""
+
+    def __init__(self, where: Console, serial_log: Path, tell: Callable[[str], bool]) -> None:
+        self.where = where
+        self._log = serial_log
+        self._tell = tell
+        self._open = AsyncExitStack()
+
+    async def open(self) -> None:
+        """Listen; the files of an earlier holder's are taken over."""
+        self.where.path.unlink(missing_ok=True)
+        self.where.lock.touch(mode=0o600)
+        self._open.callback(self.where.lock.unlink, missing_ok=True)
+        self._open.callback(self.where.path.unlink, missing_ok=True)
+        server = await asyncio.start_unix_server(self._serve, self.where.path)
+        self.where.path.chmod(0o600)
+        self._open.callback(server.close)
+
+    async def close(self) -> None:
+        """Remove the files; a user who is there sees the end of the stream."""
+        await self._open.aclose()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        showing = asyncio.create_task(self._show(writer))
+        self._open.callback(showing.cancel)
+        try:
+            typed = bytearray()
+            while data := await reader.read(_LINE_LIMIT_BYTES):
+                writer.write(data.replace(b"\r", b"\r\n"))
+                typed += data.replace(b"\r", b"\n")
+                while b"\n" in typed:
+                    line, _, rest = typed.partition(b"\n")
+                    typed = bytearray(rest)
+                    self._tell(line.decode(errors="replace"))
+                del typed[:-_LINE_LIMIT_BYTES]
+        except OSError:
+            pass  # the user has gone away
+        finally:
+            showing.cancel()
+            writer.close()
+
+    async def _show(self, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError), self._log.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            while True:
+                if new := log.read(1 << 16):
+                    writer.write(new.replace(b"\n", b"\r\n"))
+                    await writer.drain()
+                else:
+                    await asyncio.sleep(_LOOK_AGAIN_S)
