@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from fleetbox.backends.abilities import HasStatistics as HasStatistics
 from fleetbox.backends.abilities import Pauses as Pauses
 from fleetbox.backends.abilities import Snapshots as Snapshots
 from fleetbox.records import MachineHandle
+from fleetbox.timeouts import timeout_scale as timeout_scale
 
 if TYPE_CHECKING:
     from fleetbox.backends.host.thread import HostThread
@@ -350,11 +350,3 @@ def generate_mac(name: str) -> str:
     digest = hashlib.sha256(name.encode()).digest()
     first = (digest[0] & 0b11111100) | 0b00000010
     return ":".join(f"{octet:02x}" for octet in (first, *digest[1:6]))
-
-
-def timeout_scale() -> float:
-    """`FLEETBOX_TIMEOUT_SCALE`: what every time limit is multiplied by (1 by default)."""
-    try:
-        return max(0.01, float(os.environ.get("FLEETBOX_TIMEOUT_SCALE", "1")))
-    except ValueError:
-        return 1.0

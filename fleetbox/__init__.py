@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fleetbox._version import __version__
 
 if TYPE_CHECKING:
-    from fleetbox import host, images, snapshots, templates
+    from fleetbox import host, images, snapshots, templates, wait
     from fleetbox.cluster import Cluster, clusters, up
     from fleetbox.errors import FleetboxError
     from fleetbox.events import LoggedEvent
@@ -49,6 +49,7 @@ __all__ = [
     "snapshots",
     "templates",
     "up",
+    "wait",
 ]
 
 _HOME = {
@@ -73,7 +74,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("host", "images", "snapshots", "templates"):
+    if name in ("host", "images", "snapshots", "templates", "wait"):
         return importlib.import_module(f"fleetbox.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"fleetbox.{_HOME[name]}"), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from fleetbox import names as naming
 from fleetbox.errors import HolderEnding, RecordError
@@ -14,7 +14,11 @@ from fleetbox.identity import is_alive
 from fleetbox.member import Member, OnEvent
 from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
+from fleetbox.timeouts import DEFAULT_LIMIT_S
 from fleetbox.wire import AddRequest, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
+
+if TYPE_CHECKING:
+    from fleetbox.wait import Strategy
 
 
 class Cluster:
@@ -121,6 +125,18 @@ class Cluster:
         if self.name not in cluster_names():
             return
         self._targets("destroy", names, 0.0, on_event)
+
+    def wait_for(self, *strategies: Strategy, timeout_s: float = DEFAULT_LIMIT_S) -> None:
+        """Wait until each strategy of `fleetbox.wait` holds on every member; all members are watched at once.
+
+        `timeout_s` (times FLEETBOX_TIMEOUT_SCALE) limits each. Raises TimedOut or MachineError for one member,
+        PartialError for several.
+
+        >>> cluster.wait_for(wait.log("login:"), timeout_s=30)
+        """
+        from fleetbox import wait
+
+        wait.wait_for_all(self.members, wait.all_of(*strategies), timeout_s=timeout_s)
 
     def _targets(self, operation: str, names: Sequence[str], timeout_s: float, on_event: OnEvent | None) -> None:
         _ = self.record

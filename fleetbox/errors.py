@@ -17,6 +17,7 @@ The tree, with each class's exit code::
     ├── SnapshotError             1   a snapshot or its archive cannot be made, read or used
     ├── NetworkError              1   the cluster's network cannot be made or kept
     ├── MachineError              1   a machine did not start, answer or stop
+    │   └── TimedOut              1   … or did not become what was waited for
     ├── PartialError              1   some of several targets failed; `failures` names each
     └── OperationInterrupted       130   the user stopped it (Ctrl-C, SIGTERM)
 
@@ -47,6 +48,7 @@ __all__ = [
     "ProtocolError",
     "RecordError",
     "SnapshotError",
+    "TimedOut",
     "UsageError",
     "from_wire",
 ]
@@ -140,6 +142,10 @@ class MachineError(FleetboxError):
     code = "machine"
 
 
+class TimedOut(MachineError):
+    code = "timed-out"
+
+
 class PartialError(FleetboxError):
     """Some of several targets failed; the others are done.
 
@@ -179,6 +185,7 @@ _BY_CODE: dict[str, type[FleetboxError]] = {
         SnapshotError,
         NetworkError,
         MachineError,
+        TimedOut,
         OperationInterrupted,
     )
 }

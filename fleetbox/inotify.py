@@ -1,4 +1,4 @@
-"""Waiting for a change in a folder, without looking again and again: inotify(7) by way of the C library."""
+"""Waiting for a change in a folder or file, without looking again and again: inotify(7) by way of the C library."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ class FolderWatch:
     Raises OSError when there is no such folder, or the user watches too many already.
     """
 
+    wanted = _WANTED
+
     def __init__(self, folder: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd: int = libc.inotify_init1(_CLOEXEC | _NONBLOCK)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
-        if libc.inotify_add_watch(self._fd, os.fsencode(folder), _WANTED) < 0:
+        if libc.inotify_add_watch(self._fd, os.fsencode(folder), self.wanted) < 0:
             number = ctypes.get_errno()
             self.close()
             raise OSError(number, os.strerror(number), str(folder))
@@ -48,3 +50,9 @@ class FolderWatch:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+class FileWatch(FolderWatch):
+    """Knows whether one file was written to, whatever else happens in its folder. Close it. Raises OSError."""
+
+    wanted = _MODIFY

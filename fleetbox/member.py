@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fleetbox import paths, ssh
 from fleetbox.errors import MachineError, NotFoundError
 from fleetbox.records import MemberRecord, MemberState, observed_state, read_cluster
+from fleetbox.timeouts import DEFAULT_LIMIT_S
 
 if TYPE_CHECKING:
     import fabric
     import paramiko
 
+    from fleetbox.wait import Strategy
     from fleetbox.wire import Event
 
 OnEvent = Callable[["Event"], None]
@@ -115,6 +118,32 @@ class Member:
         connection.client.load_host_keys(str(paths.known_hosts(self.cluster)))
         connection.client.set_missing_host_key_policy(paramiko.RejectPolicy())
         return connection
+
+    def connect(self, port: int, *, timeout_s: float = 10.0) -> socket.socket:
+        """A TCP connection to a port of the member, on its address; a context manager, as every socket is.
+
+        `timeout_s` limits connecting only. Raises MachineError when the member is not running, OSError when nobody
+        takes the connection.
+
+        >>> with member.connect(22) as connection:          # doctest: +SKIP
+        ...     connection.recv(100)
+        b'SSH-2.0-OpenSSH_9.2p1 Debian-2\\r\\n'
+        """
+        connection = socket.create_connection((self.require_running().ip, port), timeout=timeout_s)
+        connection.settimeout(None)
+        return connection
+
+    def wait_for(self, *strategies: Strategy, timeout_s: float = DEFAULT_LIMIT_S) -> None:
+        """Wait until each strategy of `fleetbox.wait` holds, one after the other, for at most `timeout_s` seconds
+        (times FLEETBOX_TIMEOUT_SCALE) in all.
+
+        Raises TimedOut with what was seen last, and MachineError at once when the machine ends.
+
+        >>> member.wait_for(wait.log("login:"), timeout_s=30)
+        """
+        from fleetbox import wait
+
+        wait.wait_for(self, wait.all_of(*strategies), timeout_s=timeout_s)
 
     def ssh(self, command: str, *, timeout_s: float | None = None, check: bool = False) -> SSHResult:
         """Run a shell command on the member and return what it printed.
