@@ -25,6 +25,7 @@ from fleetbox.backends.abilities import Pauses as Pauses
 from fleetbox.backends.abilities import Snapshots as Snapshots
 from fleetbox.records import MachineHandle
 from fleetbox.timeouts import timeout_scale as timeout_scale
+from fleetbox.wire import Event
 
 if TYPE_CHECKING:
     from fleetbox.backends.host.thread import HostThread
@@ -332,12 +333,20 @@ class Backend(Protocol):
         """Remove host resources of networks whose owner is gone; returns what was removed, in words."""
 
 
+def _unheard(event: Event) -> None:
+    del event
+
+
 @dataclass(frozen=True)
 class BackendEnvironment:
-    """What every backend is given: the thread that makes host resources, and `FLEETBOX_*` settings."""
+    """What every backend is given: the thread that makes host resources, and `FLEETBOX_*` settings.
+
+    `report` takes the progress of what a backend does for itself, such as downloading its hypervisor.
+    """
 
     host: HostThread
     settings: Mapping[str, str] = field(default_factory=dict)
+    report: Callable[[Event], None] = _unheard
 
 
 CreateBackend = Callable[[BackendEnvironment], Backend]

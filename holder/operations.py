@@ -31,6 +31,11 @@ KEEPALIVE_S = 15.0
 BACKLOG_MAX = 200
 
 
+def log_event(event: Event) -> None:
+    """Where events go while no operation is under way."""
+    log.info("%s", event)
+
+
 class Operation:
     """One long operation. `lines` is its stream; the work begins at once. `listener` hears every event besides."""
 

@@ -20,16 +20,12 @@ from fleetbox import paths, wire
 from fleetbox.backends import registry
 from fleetbox.backends.base import Backend, BackendEnvironment, NetworkSpec, generate_mac
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.errors import (
-    FleetboxError,
-    HostError,
-    NotFoundError,
-)
+from fleetbox.errors import FleetboxError, HostError, NotFoundError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder import admission
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.members import Members, erase
-from fleetbox.holder.operations import Emit, Steps, Work, all_of
+from fleetbox.holder.operations import Emit, Steps, Work, all_of, log_event
 from fleetbox.holder.provision import new_member
 from fleetbox.holder.server import decode
 from fleetbox.holder.snapshots import operations as snapshots
@@ -56,6 +52,7 @@ class Orchestrator:
         self._members: Members | None = None
         self._images = ImageLibrary()
         self._mutation = asyncio.Lock()
+        self._emit: Emit = log_event  # of the operation that has the lock
         self._pending = 0
         self._started = time.monotonic()
         self._settling: set[asyncio.Task[None]] = set()
@@ -104,9 +101,11 @@ class Orchestrator:
                 if self._mutation.locked():
                     emit(wire.Notice(f"waiting for another operation on {self.cluster!r} to end"))
                 async with self._mutation:
+                    self._emit = emit
                     try:
                         result = await run(emit)
                     finally:
+                        self._emit = log_event
                         if self._pending == 1:
                             await asyncio.shield(self._settle())
                     return result | {"ends": self.closing}
@@ -197,7 +196,7 @@ class Orchestrator:
         async def connect() -> Members:
             record = self._store.current
             backend = await self._ensure_backend(record, wire.UpRequest(), record.spec)
-            return await self._ensure_network(backend, lambda event: log.info("%s", event))
+            return await self._ensure_network(backend, log_event)
 
         await take_over(self._store, self.cluster, self._images, connect)
 
@@ -257,7 +256,8 @@ class Orchestrator:
         if request.network == "private":
             raise HostError("private networks are not built yet", hint="leave --network out (root is needed for now)")
         if self._backend is None:
-            backend = registry.create(choice.name, BackendEnvironment(self._host, dict(os.environ)))
+            surroundings = BackendEnvironment(self._host, dict(os.environ), lambda event: self._emit(event))
+            backend = registry.create(choice.name, surroundings)
             await backend.check()
             self._backend = backend
         if existing is None:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from fleetbox import paths
+from fleetbox.backends.host.files.worker import Stop
 from fleetbox.holder.images.store import ImageRecord, ImageStore
-from fleetbox.holder.images.worker import Stop
 from fleetbox.holder.snapshots import archive
 from fleetbox.holder.snapshots.store import SnapshotStore, blobs_under
 from fleetbox.records import MemberRecord, MemberState

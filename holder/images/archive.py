@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 
 from fleetbox.backends.host import process, programs
+from fleetbox.backends.host.files import worker
+from fleetbox.backends.host.files.worker import Meter, OnEvent
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, ImageError, UsageError
-from fleetbox.holder.images import aptsources, catalog, worker
-from fleetbox.holder.images.worker import Meter, OnEvent
+from fleetbox.holder.images import aptsources, catalog
 from fleetbox.sizes import GIB, format_size
 from fleetbox.wire import Notice
 

@@ -15,11 +15,11 @@ import msgspec
 
 from fleetbox.backends.base import DiskFormat
 from fleetbox.backends.host import process
+from fleetbox.backends.host.files import worker
+from fleetbox.backends.host.files.sparse import copy_file, digest_file
+from fleetbox.backends.host.files.worker import Meter, OnEvent
 from fleetbox.errors import ImageError
-from fleetbox.holder.images import worker
 from fleetbox.holder.images.partitions import read_ext, read_partitions
-from fleetbox.holder.images.sparse import copy_file, digest_file
-from fleetbox.holder.images.worker import Meter, OnEvent
 from fleetbox.sizes import format_size
 
 _QCOW2 = b"QFI\xfb"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
@@ -12,25 +11,25 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import msgspec
 
 from fleetbox import paths
+from fleetbox.backends.host.files import worker
+from fleetbox.backends.host.files.download import Unreachable, discard, download, key_of, shown
+from fleetbox.backends.host.files.sparse import digest_file
+from fleetbox.backends.host.files.turns import one_at_a_time
+from fleetbox.backends.host.files.worker import OnEvent
 from fleetbox.errors import FleetboxError, ImageError, NotFoundError, UsageError
 from fleetbox.faultpoint import arrive
-from fleetbox.holder.images import archive, catalog, convert, kernel, worker
+from fleetbox.holder.images import archive, catalog, convert, kernel
 from fleetbox.holder.images.catalog import CloudImage
-from fleetbox.holder.images.download import Unreachable, discard, download, key_of, shown
-from fleetbox.holder.images.sparse import digest_file
 from fleetbox.holder.images.store import ImageRecord, ImageStore
-from fleetbox.holder.images.worker import OnEvent
 from fleetbox.image import Image
 from fleetbox.wire import Event, Notice
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -237,28 +236,15 @@ class ImageLibrary:
 
 @contextlib.asynccontextmanager
 async def _only_one(key: str, what: str, on_event: OnEvent) -> AsyncIterator[bool]:
-    """Of all processes that get the same thing one does, the others wait here; tells whether we waited."""
+    """Of all processes that get the same image one does, the others wait here; tells whether we waited."""
     folder = paths.downloads_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{key}.lock")
-        waited = False
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except filelock.Timeout:
-                if not waited:
-                    on_event(Notice(message=f"{what}: another fleetbox is getting it; waiting for that"))
-                waited = True
-                await asyncio.sleep(_POLL_S)
-    except OSError as e:
-        raise convert.storing_failed(e, what, folder) from e
-    try:
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            waited = await held.enter_async_context(one_at_a_time(folder / f"{key}.lock", what, on_event))
+        except OSError as e:
+            raise convert.storing_failed(e, what, folder) from e
         await arrive("image.lock")
         yield waited
-    finally:
-        lock.release()
 
 
 def _stamp(path: Path) -> str:

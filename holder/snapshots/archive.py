@@ -16,10 +16,10 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.backends.host.disk import disk_errors, free_space_preflight
+from fleetbox.backends.host.files.sparse import digest_file
+from fleetbox.backends.host.files.worker import Meter, Stop
 from fleetbox.errors import SnapshotError
-from fleetbox.holder.images.sparse import digest_file
 from fleetbox.holder.images.store import ImageRecord, ImageStore
-from fleetbox.holder.images.worker import Meter, Stop
 from fleetbox.holder.snapshots import overlay
 from fleetbox.holder.snapshots.extents import extents
 from fleetbox.holder.snapshots.header import (

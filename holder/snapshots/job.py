@@ -12,9 +12,9 @@ from typing import Any
 from fleetbox.backends import registry
 from fleetbox.backends.base import BackendEnvironment, Restores
 from fleetbox.backends.host.disk import disk_errors
+from fleetbox.backends.host.files import worker
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, NotFoundError, UsageError
-from fleetbox.holder.images import worker
 from fleetbox.holder.operations import Emit
 from fleetbox.holder.snapshots import archive
 from fleetbox.holder.snapshots.store import SnapshotStore
@@ -78,7 +78,7 @@ async def _import(request: dict[str, Any], emit: Emit) -> Snapshot:
         incoming = archive.Incoming(fd, request["max_bytes"])
         emit(Notice("the state of a machine's devices is to be trusted like a program: know where this comes from"))
         announced = await worker.run(incoming.inspect)
-        identity = await _identity(announced.backend)
+        identity = await _identity(announced.backend, emit)
         meter = worker.Meter(emit, "import", announced.name)
         snapshot = await worker.run(lambda stop: incoming.land(identity, request["name"], stop, meter))
     if snapshot.name != (request["name"] or announced.name):
@@ -104,7 +104,7 @@ def _input(request: dict[str, Any]) -> Iterator[int]:
         yield file.fileno()
 
 
-async def _identity(backend: str) -> dict[str, str]:
+async def _identity(backend: str, emit: Emit) -> dict[str, str]:
     """What this host's backend of that name says of itself. Raises HostError when it has none."""
     if backend not in registry.names():
         raise HostError(
@@ -112,7 +112,7 @@ async def _identity(backend: str) -> dict[str, str]:
             why=f"it is of the hypervisor {backend[:80]!r}; here are {', '.join(registry.names())}",
         )
     with contextlib.closing(HostThread("import")) as host:
-        made = registry.create(backend, BackendEnvironment(host, dict(os.environ)))
+        made = registry.create(backend, BackendEnvironment(host, dict(os.environ), emit))
         await made.check()
         if not isinstance(made, Restores):
             raise HostError("the snapshot cannot run here", why=f"the backend {backend} restores none")

@@ -25,11 +25,11 @@ import msgspec
 from fleetbox import paths, wire
 from fleetbox.backends.base import VM, Backend, Restores, State
 from fleetbox.backends.host import disk as disks
+from fleetbox.backends.host.files import worker
 from fleetbox.errors import ConflictError, FleetboxError, HostError, NetworkError, UsageError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.guest import hostkeys
-from fleetbox.holder.images import worker
 from fleetbox.holder.members import Machine, Members, close_master
 from fleetbox.holder.operations import Emit, Steps, all_of, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures, remove_slot

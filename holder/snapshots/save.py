@@ -20,10 +20,10 @@ import psutil
 from fleetbox import wire
 from fleetbox.backends.base import VM, Backend, Lease, Restores, Snapshots
 from fleetbox.backends.host import disk as disks
+from fleetbox.backends.host.files import worker
 from fleetbox.errors import HostError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder.guest.hostkeys import KEY_FILE, make_host_key
-from fleetbox.holder.images import worker
 from fleetbox.holder.members import Members
 from fleetbox.holder.operations import Emit, Steps, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk

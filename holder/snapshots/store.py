@@ -23,6 +23,8 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.backends.host.disk import disk_errors
+from fleetbox.backends.host.files.sparse import digest_file
+from fleetbox.backends.host.files.worker import Meter, Stop
 from fleetbox.errors import (
     AmbiguousError,
     ConflictError,
@@ -35,8 +37,6 @@ from fleetbox.errors import (
     UsageError,
 )
 from fleetbox.faultpoint import reach
-from fleetbox.holder.images.sparse import digest_file
-from fleetbox.holder.images.worker import Meter, Stop
 from fleetbox.names import is_id_prefix
 from fleetbox.records import MemberRecord, read_record
 from fleetbox.snapshot import Blob, Snapshot, SnapshotFile

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fleetbox.backends.host.disk import disk_errors
+from fleetbox.backends.host.files.worker import Meter, Stop
 from fleetbox.errors import SnapshotError
-from fleetbox.holder.images.worker import Meter, Stop
 from fleetbox.holder.snapshots.header import Entry, refused
 from fleetbox.holder.snapshots.store import RECORD
 

@@ -35,6 +35,7 @@ from fleetbox.backends.base import (
     timeout_scale,
 )
 from fleetbox.backends.host import disk as disks
+from fleetbox.backends.host.files import worker
 from fleetbox.backends.host.process import run
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, MachineError
@@ -43,7 +44,6 @@ from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.seed import Seed, network_config, user_data
-from fleetbox.holder.images import worker
 from fleetbox.holder.members import Members, with_serial_tail
 from fleetbox.holder.operations import Emit, Steps
 from fleetbox.holder.provision import Provisioner, find_disk, new_member

@@ -24,10 +24,10 @@ import msgspec
 from fleetbox import paths
 from fleetbox.backends.base import Disk
 from fleetbox.backends.host.disk import disk_errors
+from fleetbox.backends.host.files.sparse import digest_file
+from fleetbox.backends.host.files.worker import Stop
 from fleetbox.errors import AmbiguousError, ConflictError, FleetboxError, NotFoundError, PartialError, RecordError
 from fleetbox.faultpoint import arrive, reach
-from fleetbox.holder.images.sparse import digest_file
-from fleetbox.holder.images.worker import Stop
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Emit
 from fleetbox.holder.snapshots.store import SnapshotStore

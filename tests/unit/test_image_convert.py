@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fleetbox.backends.host.files.sparse import copy_file, digest_file
+from fleetbox.backends.host.files.worker import Stop, Stopped
 from fleetbox.errors import ImageError
 from fleetbox.holder.images.convert import probe, to_raw
-from fleetbox.holder.images.sparse import copy_file, digest_file
-from fleetbox.holder.images.worker import Stop, Stopped
 from tests.diskimages import MIB, make_ext4, make_partitioned, make_qcow2, make_tree, root_files
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from fleetbox import paths
+from fleetbox.backends.host.files.worker import OnEvent
 from fleetbox.errors import HostError, ImageError, NotFoundError, UsageError
 from fleetbox.holder.images import archive, catalog, convert
 from fleetbox.holder.images.catalog import CloudImage, Entry
 from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.images.worker import OnEvent
 from fleetbox.wire import Event, Notice
 from tests.diskimages import UUID, make_ext4, make_partitioned, make_qcow2, make_tree, root_files
 

@@ -16,9 +16,9 @@ import pytest
 
 from fleetbox import paths
 from fleetbox.backends.host import disk as disks
+from fleetbox.backends.host.files.worker import Stop, Stopped
 from fleetbox.errors import ConflictError, DiskError, FleetboxError, HostError, SnapshotError
 from fleetbox.holder.images.store import ImageStore
-from fleetbox.holder.images.worker import Stop, Stopped
 from fleetbox.holder.snapshots import archive
 from fleetbox.holder.snapshots.overlay import backing_digest
 from fleetbox.holder.snapshots.store import SnapshotStore

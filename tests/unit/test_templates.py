@@ -18,8 +18,8 @@ import pytest
 
 from fleetbox import paths
 from fleetbox.backends.base import Capabilities, Disk
+from fleetbox.backends.host.files.worker import Stop
 from fleetbox.errors import AmbiguousError, NotFoundError
-from fleetbox.holder.images.worker import Stop
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.provision import Provisioner
 from fleetbox.holder.store import write_atomically
@@ -222,7 +222,7 @@ def test_the_others_wait_for_the_one_who_makes_it_and_say_so() -> None:
 MAKER = """
 import asyncio, os, signal, sys
 from fleetbox.backends.base import Disk
-from fleetbox.holder.images.worker import Stop
+from fleetbox.backends.host.files.worker import Stop
 from fleetbox.holder.warm import templates
 from fleetbox.holder.warm.templates import SAVED, TemplateStore
 from tests.unit.test_templates import KEY, a_template

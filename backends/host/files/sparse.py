@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fleetbox.holder.images.worker import Meter, Stop
+from fleetbox.backends.host.files.worker import Meter, Stop
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _BLOCK = 1 << 18

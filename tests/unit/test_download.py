@@ -3,94 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import resource
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from fleetbox import paths
+from fleetbox.backends.host.files import download as module
+from fleetbox.backends.host.files.download import Unreachable, discard, download, key_of, shown
 from fleetbox.errors import ImageError
-from fleetbox.holder.images import download as module
-from fleetbox.holder.images.download import Unreachable, discard, download, key_of, shown
 from fleetbox.wire import Event, Progress
+from tests.origin import Origin, serving
 
 BODY = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
-
-
-class Origin(ThreadingHTTPServer):
-    """Serves BODY; `cuts` holds after how many bytes each of the next answers breaks off."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body = BODY
-        self.etag = '"one"'
-        self.ranges = True
-        self.cuts: list[int] = []
-        self.status = 0
-        self.requests: list[str | None] = []
-        self.hold = threading.Event()
-        self.hold_after = -1
-        self.url = f"http://127.0.0.1:{self.server_port}/disk.raw"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Origin
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        pass
-
-    def do_GET(self) -> None:
-        origin = self.server
-        wanted = self.headers.get("Range")
-        origin.requests.append(wanted)
-        if origin.status:
-            self.send_error(origin.status)
-            return
-        start = 0
-        if wanted and origin.ranges and self.headers.get("If-Range") == origin.etag:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(origin.body):
-                self.send_error(416)
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(origin.body) - 1}/{len(origin.body)}")
-        else:
-            self.send_response(200)
-        self.send_header("Content-Length", str(len(origin.body) - start))
-        self.send_header("ETag", origin.etag)
-        self.end_headers()
-        data = origin.body[start:]
-        if origin.hold_after >= 0:
-            self.wfile.write(data[: origin.hold_after])
-            self.wfile.flush()
-            origin.hold.wait()
-        cut = origin.cuts.pop(0) if origin.cuts else len(data)
-        with contextlib.suppress(OSError):
-            self.wfile.write(data[:cut])
-        self.close_connection = True
 
 
 @pytest.fixture
 def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
     monkeypatch.setenv("FLEETBOX_HOME", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Origin()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.hold.set()
-    server.shutdown()
-    server.server_close()
+    with serving(BODY) as server:
+        yield server
 
 
 def fetch(url: str, sha256: str = "") -> tuple[Path, list[Event]]:
@@ -231,7 +170,7 @@ def test_a_cancelled_download_leaves_a_part_to_continue(origin: Origin) -> None:
             await task
 
     asyncio.run(cancel_once_it_has_begun())
-    for thread in [t for t in threading.enumerate() if t.name == "images"]:
+    for thread in [t for t in threading.enumerate() if t.name == "files"]:
         thread.join(10)
         assert not thread.is_alive()
     origin.hold_after = -1

@@ -21,10 +21,10 @@ import urllib3
 
 from fleetbox import paths
 from fleetbox.backends.base import timeout_scale
+from fleetbox.backends.host.files import worker
+from fleetbox.backends.host.files.sparse import digest_file
+from fleetbox.backends.host.files.worker import Meter, OnEvent, Stop
 from fleetbox.errors import ImageError
-from fleetbox.holder.images import worker
-from fleetbox.holder.images.sparse import digest_file
-from fleetbox.holder.images.worker import Meter, OnEvent, Stop
 from fleetbox.sizes import format_size
 
 _CONNECT_S = 4.0

@@ -74,7 +74,7 @@ async def run(function: Callable[[Stop], T]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, result, error)
 
-    thread = threading.Thread(target=work, name="images", daemon=True)
+    thread = threading.Thread(target=work, name="files", daemon=True)
     thread.start()
     try:
         return await asyncio.shield(future)

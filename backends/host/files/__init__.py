@@ -1,0 +1,1 @@
+"""Files that come from elsewhere, and blocking work on files that can be stopped."""
