@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fleetbox._version import __version__
 
 if TYPE_CHECKING:
-    from fleetbox import host, images, snapshots, templates, wait
+    from fleetbox import holders, host, images, snapshots, templates, wait
     from fleetbox.cluster import Cluster, clusters, up
     from fleetbox.errors import FleetboxError
     from fleetbox.events import LoggedEvent
@@ -41,6 +41,7 @@ __all__ = [
     "Snapshot",
     "__version__",
     "clusters",
+    "holders",
     "host",
     "images",
     "resolve",
@@ -74,7 +75,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("host", "images", "snapshots", "templates", "wait"):
+    if name in ("holders", "host", "images", "snapshots", "templates", "wait"):
         return importlib.import_module(f"fleetbox.{name}")
     if name in _HOME:
         value = getattr(importlib.import_module(f"fleetbox.{_HOME[name]}"), name)

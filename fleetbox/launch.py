@@ -34,7 +34,7 @@ def find_holder(cluster: str) -> ControlSocket | None:
         raise ProtocolError(
             f"the holder of {cluster!r} is of another version",
             why=f"it is fleetbox {holder.version} (protocol {holder.protocol}), this one speaks {wire.PROTOCOL}",
-            hint=f"end it with `kill {holder.process.pid}`: its machines are stopped gently; then try again",
+            hint=f"`fleetbox holder restart {cluster}` replaces it; its machines run on",
         )
     return ControlSocket(Path(holder.socket))
 

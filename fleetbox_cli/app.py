@@ -25,6 +25,7 @@ ENTRIES = {
     "restore": Entry(_V + "rollback:restore", "Put a member or cluster back to a snapshot.", _SAVE),
     "template": Entry(_V + "template:template", "List and remove what new members are cloned from.", _SAVE),
     "image": Entry(_V + "image:image", "Get, build, list and remove images.", _HOST),
+    "holder": Entry(_V + "holder:holder", "List and restart clusters' holders.", _HOST),
     "prune": Entry(_V + "host:prune", "Remove what nobody owns any more.", _HOST),
     "doctor": Entry(_V + "host:doctor", "Check whether this host can run machines.", _HOST),
     "version": Entry(_V + "version:version", "Show the version.", _HOST),

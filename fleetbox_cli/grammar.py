@@ -350,6 +350,27 @@ GRAMMAR: Verb = {
                 },
             },
         },
+        "holder": {
+            "help": "List and restart clusters' holders.",
+            "options": {},
+            "arguments": [],
+            "verbs": {
+                "ls": {
+                    "help": "List holders.",
+                    "options": {},
+                    "arguments": [],
+                    "verbs": {},
+                },
+                "restart": {
+                    "help": "Replace holders; machines run on.",
+                    "options": {},
+                    "arguments": [
+                        "CLUSTER...",
+                    ],
+                    "verbs": {},
+                },
+            },
+        },
         "prune": {
             "help": "Remove what nobody owns any more.",
             "options": {

@@ -35,7 +35,11 @@ def main() -> int:
             os.close(args.ready_fd)
 
     async def serve() -> None:
-        await Daemon(check_label(args.cluster, "cluster name")).run(ready)
+        daemon = Daemon(check_label(args.cluster, "cluster name"))
+        await daemon.run(ready)
+        if daemon.handed_over:
+            logging.shutdown()
+            os._exit(0)  # as a kill would: no task that watches a machine is cancelled, and undoes what it holds
 
     os.umask(0o077)
     try:

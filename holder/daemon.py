@@ -1,9 +1,9 @@
 """The life of a holder process: lock, record, socket, service, end.
 
 It starts by taking the cluster's lock, takes over what an earlier holder left, listens, and says so on its ready pipe.
-It ends when nothing of its cluster runs any more, when nobody asks anything of it after its start, or on SIGTERM
-(machines are then stopped gently). At its end it removes its socket and pidfile, and with the last member the
-cluster's folders.
+It ends when nothing of its cluster runs any more, when nobody asks anything of it after its start, on SIGTERM (machines
+are then stopped gently), or on SIGHUP, when it leaves its machines to the next holder. At its end it removes its socket
+and pidfile, and with the last member the cluster's folders.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Daemon:
     def __init__(self, cluster: str) -> None:
         self.cluster = cluster
         self._running: set[Operation] = set()
+        self.handed_over = False
         self._asked = False
+        self._handing_over: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
         self._host = HostThread("host")
         self._events = EventLog(cluster)
@@ -75,7 +77,7 @@ class Daemon:
 
     async def run(self, ready: Ready) -> None:
         """Serve until the end. `ready` tells the starter `{"ready": true}`, or `{"held": true}` when another holds the
-        lock.
+        lock. When `handed_over` is True afterwards, the process is to end without another word to its machines.
 
         Raises RecordError for an unreadable record, HostError, NetworkError when live machines cannot be taken over.
         """
@@ -119,6 +121,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_hand_over)
         server = make_server(self)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         idle = loop.call_later(FIRST_REQUEST_LIMIT_S * timeout_scale(), self._end_if_unasked)
@@ -128,7 +131,8 @@ class Daemon:
         idle.cancel()
         for operation in list(self._running):
             operation.cancel() if not self._orchestrator.closing else None
-        await self._orchestrator.close()
+        if not self.handed_over:
+            await self._orchestrator.close()
         self._events.holder("ended")
         self._events.close()
         reach("holder.ending")
@@ -140,6 +144,16 @@ class Daemon:
         log.info("%s: machines are stopped", signal.Signals(number).name)
         for operation in list(self._running):
             operation.cancel()
+        self._ending.set()
+
+    def _asked_to_hand_over(self) -> None:
+        if self._handing_over is None and not self._ending.is_set():
+            self._handing_over = asyncio.create_task(self._hand_over(), name="hand over")
+
+    async def _hand_over(self) -> None:
+        log.info("SIGHUP: the machines are left to the next holder")
+        self._events.holder("restarting")
+        self.handed_over = await self._orchestrator.drain()
         self._ending.set()
 
     def _end_if_unasked(self) -> None:

@@ -212,6 +212,15 @@ class Orchestrator:
                 )
             await self._close_network()
 
+    async def drain(self) -> bool:
+        """Begin no more operations and finish those under way; whether machines then run, for the next holder."""
+        self.closing = True
+        async with self._mutation:
+            if self._members is not None and self._members.machines:
+                return True
+            await self._close_network()
+            return False
+
     async def remove_files(self) -> None:
         """Delete the cluster's record, keys and folders: it has no members any more."""
         await self._store.remove()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fleetbox import paths
 from fleetbox.backends.host import process
 from fleetbox.backends.host.disklock import lock_holders
-from fleetbox.identity import ProcessIdentity, identify
+from fleetbox.identity import ProcessIdentity, identify, is_alive
 from fleetbox.records import ClusterRecord
 
 
@@ -20,7 +20,8 @@ def find_orphans(cluster: str, record: ClusterRecord | None) -> list[ProcessIden
     For a caller that has the cluster's lock: nobody is about to record them.
     """
     disks = [lock.with_suffix("") for lock in paths.cluster_data_dir(cluster).glob("*/disk.*.lock")]
-    recorded = {m.handle.process.pid for m in record.members.values() if m.handle} if record else set()
+    handles = [m.handle for m in record.members.values() if m.handle] if record else []
+    recorded = {handle.process.pid for handle in handles if is_alive(handle.process)}
     found = (identify(pid) for pid in lock_holders(*disks) if pid not in recorded)
     return [identity for identity in found if identity is not None]
 

@@ -115,7 +115,7 @@ def _guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
                 raise ProtocolError(
                     "client and holder are of different versions",
                     why=f"the holder is fleetbox {__version__} (protocol {wire.PROTOCOL}), not {spoken or 'unknown'}",
-                    hint="end the holder with SIGTERM, then try again",
+                    hint="`fleetbox holder restart` puts one of your version in its place; machines run on",
                 )
             response: Response = await handler(request)
             return response

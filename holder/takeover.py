@@ -14,7 +14,7 @@ from fleetbox.holder.members import Members, end_orphan, erase
 from fleetbox.holder.orphans import end_process, find_orphans
 from fleetbox.holder.provision import remove_slot
 from fleetbox.holder.store import ClusterStore
-from fleetbox.identity import is_alive
+from fleetbox.identity import boot_id, is_alive
 from fleetbox.records import MemberRecord, MemberState
 from fleetbox.specs import TEMPLATE_NAME
 
@@ -52,8 +52,8 @@ async def take_over(
         if members is not None:
             await members.network.detach(member.name, 1 - member.slot)
         if members is None or member.name not in members.machines:
-            error = "" if member.state is MemberState.STOPPED else "it ended while no holder was there"
-            store.change_member(member.name, state=MemberState.STOPPED, handle=None, error=member.error or error)
+            error = member.error or _how_it_ended(member)
+            store.change_member(member.name, state=MemberState.STOPPED, handle=None, error=error)
     await arrive("takeover.commit")
     await store.commit()
 
@@ -69,3 +69,12 @@ async def _adopt(alive: list[MemberRecord], images: ImageLibrary, connect: Calla
             await end_orphan(member)
         await arrive("takeover.adopted")
     return members
+
+
+def _how_it_ended(member: MemberRecord) -> str:
+    """Why a member is stopped that no holder has seen stop."""
+    if member.state is MemberState.STOPPED:
+        return ""
+    if member.handle is not None and member.handle.process.boot_id != boot_id():
+        return "the host was restarted"
+    return "it ended while no holder was there"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from fleetbox.backends.host.disk import disk_errors
 from fleetbox.errors import DiskError
 from fleetbox.faultpoint import reach
 
+DYING_S = 2.0
+"""How long a killed process may go on holding a lock."""
+
 
 def lock_file(disk: Path) -> Path:
     """The lock file of a disk."""
@@ -29,22 +33,35 @@ def lock_file(disk: Path) -> Path:
 def lock_disk(disk: Path) -> int:
     """Lock a disk; returns the descriptor that holds the lock, for the machine's process to inherit (`pass_fds`).
 
-    Close it once that process has it. Raises DiskError, naming the process that uses the disk, when it is locked.
+    Close it once that process has it. The last threads of a machine that was killed may hold on to it for a moment:
+    that is waited for. Raises DiskError, naming the process that uses the disk, when it is locked.
     """
     path = lock_file(disk)
+    deadline = time.monotonic() + DYING_S
     with disk_errors(f"the disk {disk} cannot be locked"):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+            while not _locked(fd):
+                users = lock_holders(disk)  # a process that is ending has no open files any more
+                if users or time.monotonic() >= deadline:
+                    raise _in_use(disk, users)
+                time.sleep(0.02)
         except BaseException:
             os.close(fd)
             raise
-        else:
-            return fd
-    users = lock_holders(disk)
-    raise DiskError(
+    return fd
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _in_use(disk: Path, users: Iterable[int]) -> DiskError:
+    return DiskError(
         f"the disk {disk} is in use",
         why="process " + ", ".join(f"{pid} ({_name(pid)})" for pid in users) + " runs on it"
         if users

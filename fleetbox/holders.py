@@ -1,0 +1,108 @@
+"""Clusters' holders, for Python: which there are, and putting another in the place of one.
+
+>>> import fleetbox
+>>> fleetbox.holders.restart("mycluster")                      # doctest: +SKIP
+
+A restart is how a holder of another version of fleetbox is replaced: its machines run on, and the new holder takes them
+over.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+import msgspec
+
+from fleetbox.errors import HolderError, NotFoundError, RecordError
+from fleetbox.identity import is_alive, open_pidfd
+from fleetbox.launch import ensure_holder
+from fleetbox.records import HolderRecord, cluster_names, live_holder, read_cluster
+from fleetbox.stream import OnEvent
+from fleetbox.wire import Notice
+
+RESTART = signal.SIGHUP
+"""Tells a holder to leave its machines to the next one. One that does not know it just ends, which does no harm."""
+
+_PATIENCE_S = 2.0
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A cluster and its holder. `pid` 0: none runs; `machines` counts those that run, with or without a holder."""
+
+    cluster: str
+    pid: int
+    version: str
+    protocol: int
+    machines: int
+
+
+def list_holders() -> list[Holder]:
+    """Every cluster that has a live holder, or machines that wait for one, by name. Starts none."""
+    found = []
+    for name in cluster_names():
+        holder, machines = live_holder(name), _machines(name)
+        if holder is not None or machines:
+            found.append(_described(name, holder, machines))
+    return found
+
+
+def restart(cluster: str, *, on_event: OnEvent | None = None) -> Holder:
+    """Put a new holder in the place of the cluster's; machines and connections to them stay. Returns the new one.
+
+    An operation under way is finished first. A cluster of which nothing runs needs no holder and gets none (`pid` 0).
+    Raises NotFoundError, and HolderError when the old one does not end or the new one does not start.
+    """
+    if cluster not in cluster_names():
+        raise NotFoundError(
+            f"there is no cluster {cluster!r}", hint="`fleetbox ls` lists the clusters, `fleetbox up` makes one"
+        )
+    old = live_holder(cluster)
+    if old is not None:
+        _end(cluster, old, on_event)
+    machines = _machines(cluster)
+    if machines:
+        ensure_holder(cluster)
+    return _described(cluster, live_holder(cluster), machines)
+
+
+def _end(cluster: str, holder: HolderRecord, on_event: OnEvent | None) -> None:
+    """Tell the holder to hand over, and wait until it has ended."""
+    pidfd = open_pidfd(holder.process)
+    if pidfd is None:
+        return
+    try:
+        try:
+            signal.pidfd_send_signal(pidfd, RESTART)
+        except ProcessLookupError:
+            return
+        except PermissionError as e:
+            raise HolderError(
+                f"the holder of {cluster!r} cannot be restarted",
+                why=f"process {holder.process.pid} belongs to another user",
+                hint="restart it as that user",
+            ) from e
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_PATIENCE_S * 1000):
+            if on_event is not None:
+                on_event(Notice(f"waiting for the operation on {cluster!r} to end"))
+            poll.poll()
+    finally:
+        os.close(pidfd)
+
+
+def _machines(cluster: str) -> int:
+    """How many machines of the cluster run, as far as its record can be read."""
+    try:
+        members = read_cluster(cluster).members.values()
+    except (NotFoundError, RecordError):
+        return 0
+    return sum(1 for m in members if m.handle and is_alive(m.handle.process))
+
+
+def _described(cluster: str, holder: HolderRecord | None, machines: int) -> Holder:
+    if holder is None:
+        return Holder(cluster, 0, "", 0, machines)
+    return Holder(cluster, holder.process.pid, holder.version, holder.protocol, machines)
