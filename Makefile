@@ -25,7 +25,7 @@ install() { \
 }; install
 endef
 
-.PHONY: help setup host demo check test-programs test test-fast bench clean
+.PHONY: help setup host demo check test-programs test test-fast test-all bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -69,12 +69,15 @@ check: setup ## ruff, mypy --strict, generated files, direction of imports
 test-programs:
 	@command -v ip >/dev/null || { $(INSTALL) iproute2; }
 
-test: host test-programs check ## every test, those with real machines last
-	@$(PYTEST) -m 'not vm' -n 2 -q
-	@$(PYTEST) -m vm --durations=10
+test: host test-programs check ## every test but the second tier's, those with real machines last
+	@$(PYTEST) -m 'not vm and not slow' -n 2 -q
+	@$(PYTEST) -m 'vm and not slow' --durations=10
 
 test-fast: test-programs check ## every test that boots no machine
-	@$(PYTEST) -m 'not vm' -n 2
+	@$(PYTEST) -m 'not vm and not slow' -n 2
+
+test-all: test ## every test and the second tier: what is slow, with and without machines
+	@$(PYTEST) -m slow --durations=10
 
 bench: host ## the measurements of benchmarks/, one table each
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python "$$benchmark"; done
