@@ -66,11 +66,13 @@ class Console:
     """Where a guest's console is opened, by the owner alone.
 
     `path` is a unix socket (stream) or a terminal device, told apart by the kind of file. Whoever opens it holds
-    `lock`, an existing file, exclusively by flock(2) until it is closed again: one user at a time.
+    `lock`, an existing file, exclusively by flock(2) until it is closed again: one user at a time. `guest_device` is
+    the terminal's name in the guest (`ttyS0`), whose size is set there; empty where that has no meaning.
     """
 
     path: Path
     lock: Path
+    guest_device: str = ""
 
 
 @runtime_checkable

@@ -12,10 +12,19 @@ from fleetbox.errors import HolderEnding, RecordError
 from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import is_alive
 from fleetbox.member import Member, OnEvent
-from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster, read_clusters
+from fleetbox.records import (
+    LIVE_STATES,
+    ClusterRecord,
+    HolderRecord,
+    cluster_names,
+    live_holder,
+    observed_state,
+    read_cluster,
+    read_clusters,
+)
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
 from fleetbox.timeouts import DEFAULT_LIMIT_S
-from fleetbox.wire import AddRequest, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
+from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
 
 if TYPE_CHECKING:
     from fleetbox.wait import Strategy
@@ -72,6 +81,19 @@ class Cluster:
         if control is None:
             return ClusterStatus(record, holder_running=False)
         return control.get("/v1/status", ClusterStatus)
+
+    def statistics(self) -> ClusterStatistics:
+        """What its running members use now: counters, of which two make rates. Starts a holder where machines run on
+        without one. Raises NotFoundError.
+        """
+        from fleetbox.launch import ensure_holder, find_holder
+
+        control = find_holder(self.name)
+        if control is None:
+            if not any(observed_state(m) in LIVE_STATES for m in self.record.members.values()):
+                return ClusterStatistics(time.monotonic(), {})
+            control = ensure_holder(self.name)
+        return control.get("/v1/statistics", ClusterStatistics)
 
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[LoggedEvent]:
         """What happened to the cluster after event number `since`, in order; with `follow`, also all to come.

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleetbox import paths, ssh
 from fleetbox.errors import MachineError, NotFoundError
-from fleetbox.records import MemberRecord, MemberState, observed_state, read_cluster
+from fleetbox.records import LIVE_STATES, MemberRecord, MemberState, observed_state, read_cluster
 from fleetbox.timeouts import DEFAULT_LIMIT_S
 
 if TYPE_CHECKING:
     import fabric
     import paramiko
 
+    from fleetbox.console import ConsoleConnection
     from fleetbox.wait import Strategy
     from fleetbox.wire import Event
 
@@ -204,6 +205,21 @@ class Member:
 
     def _sftp(self) -> _Sftp:
         return _Sftp(self)
+
+    def console(self) -> ConsoleConnection:
+        """Its serial console, opened for this caller alone; use it as a context manager.
+
+        Raises MachineError when the member does not run or has none, ConflictError when somebody else has it open.
+        """
+        from fleetbox.console import ConsoleConnection
+        from fleetbox.launch import ensure_holder
+        from fleetbox.wire import ConsoleFile
+
+        record = self.record
+        if observed_state(record) not in LIVE_STATES | {MemberState.CREATING}:
+            self.require_running()
+        where = ensure_holder(self.cluster).get(f"/v1/consoles/{self.name}", ConsoleFile)
+        return ConsoleConnection(self.ref, where)
 
     def start(self, *, on_event: OnEvent | None = None) -> None:
         """Start the member when it is stopped."""

@@ -19,6 +19,7 @@ import msgspec
 from fleetbox.errors import FleetboxError, UsageError, from_wire
 from fleetbox.records import ClusterRecord
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode
+from fleetbox.usage import Statistics
 
 PROTOCOL = 1
 PROTOCOL_HEADER = "Fleetbox-Protocol"
@@ -182,3 +183,21 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     holder_running: bool
     uptime_s: float = 0.0
     notes: tuple[str, ...] = ()
+
+
+class ClusterStatistics(msgspec.Struct, frozen=True):
+    """`GET /v1/statistics`: what each running member uses. `at_s` is the host's monotonic clock, for rates.
+
+    A member that cannot say it is left out.
+    """
+
+    at_s: float
+    members: dict[str, Statistics]
+
+
+class ConsoleFile(msgspec.Struct, frozen=True):
+    """`GET /v1/consoles/MEMBER`: where its console is opened, as `fleetbox.backends.base.Console` says."""
+
+    path: str
+    lock: str
+    guest_device: str

@@ -20,6 +20,7 @@ ENTRIES = {
     "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
     "events": Entry(_V + "events:events", "Show what happened to a cluster.", _USE),
+    "console": Entry(_V + "console:console", "Use a member's serial console.", _USE),
     "snapshot": Entry(_V + "snapshot:snapshot", "Save members and clusters, and carry them elsewhere.", _SAVE),
     "clone": Entry(_V + "rollback:clone", "Make a new member or cluster of a snapshot.", _SAVE),
     "restore": Entry(_V + "rollback:restore", "Put a member or cluster back to a snapshot.", _SAVE),

@@ -169,6 +169,17 @@ GRAMMAR: Verb = {
             ],
             "verbs": {},
         },
+        "console": {
+            "help": "Use a member's serial console.",
+            "options": {
+                "--escape": "CHAR\tEscape character; none turns it off. [default: ~]",
+                "-e": "CHAR\tEscape character; none turns it off. [default: ~]",
+            },
+            "arguments": [
+                "REF",
+            ],
+            "verbs": {},
+        },
         "snapshot": {
             "help": "Save members and clusters, and carry them elsewhere.",
             "options": {},

@@ -23,6 +23,7 @@ from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HolderEnding
 from fleetbox.faultpoint import reach
+from fleetbox.holder import observation
 from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Operation, Work
@@ -58,6 +59,12 @@ class Daemon:
 
     def status(self) -> wire.ClusterStatus:
         return self._orchestrator.status()
+
+    async def statistics(self) -> wire.ClusterStatistics:
+        return await observation.statistics(self._orchestrator.machines)
+
+    def console(self, member: str) -> wire.ConsoleFile:
+        return observation.console(self.cluster, self._orchestrator.machines, member)
 
     def work(self, operation: str, body: bytes) -> Work:
         return self._orchestrator.work(operation, body)

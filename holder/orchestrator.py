@@ -18,7 +18,7 @@ import msgspec
 from fleetbox import names as naming
 from fleetbox import paths, wire
 from fleetbox.backends import registry
-from fleetbox.backends.base import Backend, BackendEnvironment, NetworkSpec, generate_mac
+from fleetbox.backends.base import VM, Backend, BackendEnvironment, NetworkSpec, generate_mac
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, HostError, NotFoundError
 from fleetbox.faultpoint import arrive
@@ -76,6 +76,11 @@ class Orchestrator:
     def status(self) -> wire.ClusterStatus:
         notes = self._backend.notes if self._backend else ()
         return wire.ClusterStatus(self._store.current, True, time.monotonic() - self._started, notes)
+
+    @property
+    def machines(self) -> dict[str, VM]:
+        """The running machines by their members' names."""
+        return {name: machine.vm for name, machine in self._members.machines.items()} if self._members else {}
 
     def work(self, operation: str, body: bytes) -> Work:
         """The work of an operation by name. Raises UsageError, NotFoundError."""

@@ -40,6 +40,12 @@ class ClusterService(Protocol):
 
     def status(self) -> wire.ClusterStatus: ...
 
+    async def statistics(self) -> wire.ClusterStatistics:
+        """What the running members use."""
+
+    def console(self, member: str) -> wire.ConsoleFile:
+        """Where that member's console is opened. Raises NotFoundError, MachineError."""
+
     def events(self, since: int, *, follow: bool) -> AsyncIterator[bytes]:
         """The cluster's events after number `since` as JSON lines; with `follow`, to the holder's end."""
 
@@ -143,6 +149,12 @@ def _application(service: ClusterService) -> Starlette:
     async def status(request: Request) -> Response:
         return _json(service.status())
 
+    async def statistics(request: Request) -> Response:
+        return _json(await service.statistics())
+
+    async def console(request: Request) -> Response:
+        return _json(service.console(request.path_params["member"]))
+
     async def events(request: Request) -> Response:
         query = request.query_params
         since = query.get("since", "0")
@@ -186,6 +198,8 @@ def _application(service: ClusterService) -> Starlette:
         routes=[
             Route("/v1/ping", _guarded(ping), methods=["GET"]),
             Route("/v1/status", _guarded(status), methods=["GET"]),
+            Route("/v1/statistics", _guarded(statistics), methods=["GET"]),
+            Route("/v1/consoles/{member}", _guarded(console), methods=["GET"]),
             Route("/v1/events", _guarded(events), methods=["GET"]),
             Route("/v1/ops/{name}", _guarded(operate), methods=["POST"]),
             Route("/v1/ops/{id}/cancel", _guarded(cancel), methods=["POST"]),

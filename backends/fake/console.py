@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from pathlib import Path
 
 from fleetbox.backends.base import Console
 
 _LOOK_AGAIN_S = 0.02
+_LAST_WORDS_S = 1.0
 _LINE_LIMIT_BYTES = 4096
 
 
@@ -25,10 +26,13 @@ class FakeConsole:
         self.where = where
         self._log = serial_log
         self._tell = tell
-        self._open = AsyncExitStack()
+        self._open = ExitStack()
+        self._users: set[asyncio.Task[None]] = set()
+        self._ended = False
 
     async def open(self) -> None:
         """Listen; the files of an earlier holder's are taken over."""
+        self._ended = False
         self.where.path.unlink(missing_ok=True)
         self.where.lock.touch(mode=0o600)
         self._open.callback(self.where.lock.unlink, missing_ok=True)
@@ -38,12 +42,19 @@ class FakeConsole:
         self._open.callback(server.close)
 
     async def close(self) -> None:
-        """Remove the files; a user who is there sees the end of the stream."""
-        await self._open.aclose()
+        """The machine has ended: remove the files; a user who is there sees its last words, then the end."""
+        self._open.close()
+        self._ended = True
+        if self._users:
+            await asyncio.wait(self._users, timeout=_LAST_WORDS_S)
+        for user in self._users:
+            user.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         showing = asyncio.create_task(self._show(writer))
-        self._open.callback(showing.cancel)
+        self._users.add(showing)
+        showing.add_done_callback(self._users.discard)
+        showing.add_done_callback(lambda _: writer.close())
         try:
             typed = bytearray()
             while data := await reader.read(_LINE_LIMIT_BYTES):
@@ -58,7 +69,6 @@ class FakeConsole:
             pass  # the user has gone away
         finally:
             showing.cancel()
-            writer.close()
 
     async def _show(self, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError), self._log.open("rb") as log:
@@ -67,5 +77,7 @@ class FakeConsole:
                 if new := log.read(1 << 16):
                     writer.write(new.replace(b"\n", b"\r\n"))
                     await writer.drain()
+                elif self._ended:
+                    return
                 else:
                     await asyncio.sleep(_LOOK_AGAIN_S)

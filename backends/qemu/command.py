@@ -27,6 +27,9 @@ TRANSLATION_BUFFER_MIB = 128
 # The only second serial port of `virt` is a secure one; it has a usable one from QEMU 9.1 on.
 HAS_CONTROL_LINE = MACHINE == "q35"
 
+# The guest's name of its first serial port, its console.
+CONSOLE_DEVICE = "ttyS0" if MACHINE == "q35" else "ttyAMA0"
+
 # One bridge takes 31 fixtures and costs a booting guest less than as many ports; into it, a running guest's firmware
 # tables (ACPI) plug at once, where PCI Express's own way waits 5 s for an attention button.
 FIXTURE_BRIDGE = "pcie-pci-bridge"

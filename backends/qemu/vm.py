@@ -123,7 +123,7 @@ class QemuVM(Machine):
     def console(self) -> Console:
         if not self._files.console.exists():
             raise MachineError(f"{self.config.name} has no console", why="it does not run, or was started without")
-        return Console(self._files.console, self._files.console_lock)
+        return Console(self._files.console, self._files.console_lock, command.CONSOLE_DEVICE)
 
     async def _disk_traffic(self) -> tuple[int, int]:
         counted = [device["stats"] for device in await self._monitor.execute_list("query-blockstats")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from fleetbox import paths
 from fleetbox.identity import identify
-from fleetbox.records import ClusterRecord, MachineHandle, MemberRecord, MemberState
+from fleetbox.records import ClusterRecord, MachineHandle, MemberRecord, MemberState, cluster_names
 from fleetbox.specs import MemberSpec
 from fleetbox_cli.app import app
 
@@ -37,7 +38,10 @@ class Done:
         return json.loads(self.stdout.splitlines()[-1])
 
 
+COMMAND = [sys.executable, "-m", "fleetbox_cli"]
+
 Run = Callable[..., Done]
+Fleetbox = Callable[..., Done]
 
 
 @pytest.fixture
@@ -116,3 +120,29 @@ def ssh_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder
+
+
+@pytest.fixture
+def faults(own_network: None, fleetbox_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the fake machines' faults; there are none until it is written."""
+    path = fleetbox_home / "faults"
+    monkeypatch.setenv("FLEETBOX_BACKEND", "fake")
+    monkeypatch.setenv("FLEETBOX_FAKE_FAULTS", f"@{path}")
+    return path
+
+
+@pytest.fixture
+def fleetbox(faults: Path) -> Iterator[Fleetbox]:
+    """Run a command line as a process; clusters that are left are destroyed."""
+
+    def run(*words: str) -> Done:
+        done = subprocess.run(
+            [*COMMAND, *words], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stdout + done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    yield run
+    faults.unlink(missing_ok=True)
+    if names := cluster_names():
+        assert run("destroy", "--yes", *names).exit_code == 0

@@ -6,46 +6,14 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from fleetbox.records import cluster_names
-from tests.cli.conftest import REPOSITORY, Done
+from tests.cli.conftest import COMMAND, REPOSITORY, Fleetbox
 
 pytestmark = pytest.mark.netns
-
-COMMAND = [sys.executable, "-m", "fleetbox_cli"]
-Fleetbox = Callable[..., Done]
-
-
-@pytest.fixture
-def faults(own_network: None, fleetbox_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file with the fake machines' faults; there are none until it is written."""
-    path = fleetbox_home / "faults"
-    monkeypatch.setenv("FLEETBOX_BACKEND", "fake")
-    monkeypatch.setenv("FLEETBOX_FAKE_FAULTS", f"@{path}")
-    return path
-
-
-@pytest.fixture
-def fleetbox(faults: Path) -> Iterator[Fleetbox]:
-    """Run a command line as a process; clusters that are left are destroyed."""
-
-    def run(*words: str) -> Done:
-        done = subprocess.run(
-            [*COMMAND, *words], cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )
-        assert "Traceback" not in done.stdout + done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    yield run
-    faults.unlink(missing_ok=True)
-    if names := cluster_names():
-        assert run("destroy", "--yes", *names).exit_code == 0
 
 
 def _states(fleetbox: Fleetbox) -> dict[str, str]:
