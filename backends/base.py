@@ -84,6 +84,7 @@ class VMConfig:
     folder must) and the machine's end removes; see `Snapshots`. `control_line` asks for a second serial port, see
     `HasControlLine`; ignored where `Capabilities.control_line` is False. `slot` is 0 or 1: while a member is restored
     it has two machines, the old one and the new one, whose interfaces and files in `run_dir` are told apart by it.
+    A machine that is `bound` dies with the holder that started it.
     """
 
     name: str
@@ -100,6 +101,7 @@ class VMConfig:
     memory_file: Path | None = None
     control_line: bool = True
     slot: int = 0
+    bound: bool = False
 
     @property
     def member(self) -> str:
@@ -138,12 +140,14 @@ class NetworkSpec:
     """A cluster's network. `subnet` is the recorded one (CIDR), or empty for any free one.
 
     `mode` is `host` or `private`. `leases` are the members that exist already: name to address, kept where possible.
+    The processes of a `bound` network die with the holder that started them.
     """
 
     cluster: str
     mode: Literal["host", "private"]
     subnet: str = ""
     leases: Mapping[str, str] = field(default_factory=dict)
+    bound: bool = False
 
 
 @dataclass(frozen=True)

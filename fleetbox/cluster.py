@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fleetbox import names as naming
 from fleetbox.errors import HolderEnding, RecordError
 from fleetbox.events import LoggedEvent, events
-from fleetbox.identity import is_alive
+from fleetbox.identity import ProcessIdentity, identify, is_alive
 from fleetbox.member import Member, OnEvent
 from fleetbox.records import (
     LIVE_STATES,
@@ -226,6 +227,7 @@ def up(
     cold: bool = False,
     control_line: bool = True,
     timeout_s: float = 0.0,
+    bound: bool = False,
     on_event: OnEvent | None = None,
 ) -> Cluster:
     """Make the cluster exist with all its members ready, and return it.
@@ -237,12 +239,15 @@ def up(
     New members are cloned from a template, which is made when it is missing, unless they are to be `cold`.
     `control_line` False gives the guests no second serial port: they are then told who they are by SSH.
 
+    A `bound` cluster belongs to the calling process: when that ends, in whatever way, the cluster is destroyed, and the
+    snapshots of it that were not kept. A cluster that exists does not become bound.
+
     Raises UsageError for what can never work, HostError for what this host cannot do, ImageError, NetworkError,
     MachineError (its details end with the serial log), PartialError when some members failed and the others are up.
     """
     cluster = Cluster(name)
     spec = spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
-    base = cluster.record.spec if name in cluster_names() else MemberSpec()
+    base = cluster.record.spec if name in cluster_names() and not cluster.record.abandoned else MemberSpec()
     check_member_spec(spec.apply(base))
     if members is not None or names:
         member_names(members, names)
@@ -255,9 +260,17 @@ def up(
         cold=cold,
         control_line=control_line,
         timeout_s=timeout_s,
+        owner=this_process() if bound else None,
     )
     cluster._run("up", request, on_event)
     return cluster
+
+
+def this_process() -> ProcessIdentity:
+    """Who a bound cluster belongs to: the calling process, whatever it calls itself meanwhile."""
+    identity = identify(os.getpid(), program="")
+    assert identity is not None
+    return identity
 
 
 def clusters() -> list[Cluster]:

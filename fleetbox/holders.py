@@ -9,13 +9,14 @@ over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 
 import msgspec
 
-from fleetbox.errors import HolderError, NotFoundError, RecordError
+from fleetbox.errors import ConflictError, HolderError, NotFoundError, RecordError
 from fleetbox.identity import is_alive, open_pidfd
 from fleetbox.launch import ensure_holder
 from fleetbox.records import HolderRecord, cluster_names, live_holder, read_cluster
@@ -52,7 +53,8 @@ def restart(cluster: str, *, on_event: OnEvent | None = None) -> Holder:
     """Put a new holder in the place of the cluster's; machines and connections to them stay. Returns the new one.
 
     An operation under way is finished first. A cluster of which nothing runs needs no holder and gets none (`pid` 0).
-    Raises NotFoundError, and HolderError when the old one does not end or the new one does not start.
+    Raises NotFoundError, ConflictError for a bound cluster, and HolderError when the old one does not end or the new
+    one does not start.
     """
     if cluster not in cluster_names():
         raise NotFoundError(
@@ -60,11 +62,22 @@ def restart(cluster: str, *, on_event: OnEvent | None = None) -> Holder:
         )
     old = live_holder(cluster)
     if old is not None:
+        _refuse_bound(cluster)
         _end(cluster, old, on_event)
     machines = _machines(cluster)
     if machines:
         ensure_holder(cluster)
     return _described(cluster, live_holder(cluster), machines)
+
+
+def _refuse_bound(cluster: str) -> None:
+    with contextlib.suppress(NotFoundError, RecordError):
+        if read_cluster(cluster).bound:
+            raise ConflictError(
+                f"the holder of {cluster!r} cannot be restarted",
+                why="the cluster is bound: its machines end with their holder",
+                hint="end the process that it is bound to instead",
+            )
 
 
 def _end(cluster: str, holder: HolderRecord, on_event: OnEvent | None) -> None:

@@ -15,7 +15,10 @@ import msgspec
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """A process of this boot. `start_ticks` is since boot; `program` is the base name of argv[0]."""
+    """A process of this boot. `start_ticks` is since boot; `program` is the base name of argv[0].
+
+    An empty `program` stands for any: a process that is only watched may call itself what it likes.
+    """
 
     pid: int
     start_ticks: int
@@ -76,7 +79,7 @@ def open_pidfd(identity: ProcessIdentity) -> int | None:
         fd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return None
-    if is_alive(identity) and _program(identity.pid) in (identity.program, ""):
+    if is_alive(identity) and (not identity.program or _program(identity.pid) in (identity.program, "")):
         return fd
     os.close(fd)
     return None

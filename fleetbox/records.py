@@ -83,7 +83,10 @@ class HolderRecord(msgspec.Struct, frozen=True):
 
 
 class ClusterRecord(msgspec.Struct, frozen=True):
-    """One cluster: what was decided for it once (backend, network) and its members by name, in order of creation."""
+    """One cluster: what was decided for it once (backend, network) and its members by name, in order of creation.
+
+    A cluster with an `owner` is bound to that process, and destroyed when it ends.
+    """
 
     id: str
     name: str
@@ -97,6 +100,17 @@ class ClusterRecord(msgspec.Struct, frozen=True):
     bridge: str = ""
     spec: MemberSpec = msgspec.field(default_factory=MemberSpec)
     members: dict[str, MemberRecord] = msgspec.field(default_factory=dict)
+    owner: ProcessIdentity | None = None
+
+    @property
+    def bound(self) -> bool:
+        """Whether it is destroyed when the process ends that it belongs to."""
+        return self.owner is not None
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the process that it is bound to has ended: nobody wants it any more."""
+        return self.owner is not None and not is_alive(self.owner)
 
 
 _Record = TypeVar("_Record")

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import msgspec
 
 from fleetbox import names as naming
-from fleetbox.cluster import Cluster, spec_change
+from fleetbox.cluster import Cluster, spec_change, this_process
 from fleetbox.errors import ConflictError, FleetboxError, SnapshotError, UsageError, from_wire
 from fleetbox.job import run_job
 from fleetbox.member import Member
@@ -39,14 +39,17 @@ def save(
     name: str = "",
     description: str = "",
     cluster: str | None = None,
+    keep: bool = False,
     on_event: OnEvent | None = None,
 ) -> Snapshot:
     """Save a member, or a whole cluster at one instant: all its members stand still until the last is saved.
 
+    A snapshot of a bound cluster goes with it, unless it is to be `keep`t.
+
     Raises ConflictError for a name that another snapshot has, HostError where the backend cannot, DiskError.
     """
     owner, members = _owner(target, cluster)
-    request = SaveRequest(members=members, name=name, description=description)
+    request = SaveRequest(members=members, name=name, description=description, keep=keep)
     return _snapshot(owner._run("save", request, on_event)["snapshot"])
 
 
@@ -130,6 +133,7 @@ def clone(
     network: NetworkMode = "auto",
     control_line: bool = True,
     timeout_s: float = 0.0,
+    bound: bool = False,
     on_event: OnEvent | None = None,
 ) -> Cluster | Member:
     """Make a new member of a member's snapshot, or a new cluster of a cluster's, each with an identity of its own.
@@ -138,7 +142,7 @@ def clone(
     it as the old one, with a number when that exists. A new member is `MEMBER` or `CLUSTER/MEMBER`; without a member's
     name it gets the next free one, without a cluster's it goes into `cluster`, `FLEETBOX_CLUSTER` or the one that it
     was saved in, which is made when it is gone. Disks only grow; whether cpus and memory can change is the backend's
-    to say.
+    to say. A new cluster is `bound` to the calling process as `up` says.
 
     Raises NotFoundError, ConflictError for a name that is taken, UsageError, HostError, and as `up` does.
     """
@@ -151,6 +155,7 @@ def clone(
             network=network,
             control_line=control_line,
             timeout_s=timeout_s,
+            owner=this_process() if bound else None,
         )
         made = owner._run("clone", request, on_event)["members"]
         return owner if found.kind == "cluster" else Member(owner.name, made[0])

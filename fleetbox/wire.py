@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from fleetbox.errors import FleetboxError, UsageError, from_wire
+from fleetbox.identity import ProcessIdentity
 from fleetbox.records import ClusterRecord
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode
 from fleetbox.usage import Statistics
 
-PROTOCOL = 1
+PROTOCOL = 2
 PROTOCOL_HEADER = "Fleetbox-Protocol"
 
 
@@ -105,7 +106,8 @@ class UpRequest(Request, frozen=True):
     """Make the cluster exist and run: create what is missing, start what is stopped, leave the rest alone.
 
     With `cold` the new members are booted; else they are cloned from a template, where the backend can. `control_line`
-    False forbids the guests' second serial port: they are then told who they are by SSH.
+    False forbids the guests' second serial port: they are then told who they are by SSH. A new cluster with an `owner`
+    is bound: it is destroyed when that process ends.
     """
 
     members: int | None = None
@@ -116,6 +118,7 @@ class UpRequest(Request, frozen=True):
     timeout_s: float = 0.0
     cold: bool = False
     control_line: bool = True
+    owner: ProcessIdentity | None = None
 
 
 class AddRequest(Request, frozen=True):
@@ -137,11 +140,15 @@ class TargetsRequest(Request, frozen=True):
 
 
 class SaveRequest(Request, frozen=True):
-    """Save a snapshot: of one member by name, or of the whole cluster (none). Answers `{"snapshot": Snapshot}`."""
+    """Save a snapshot: of one member by name, or of the whole cluster (none). Answers `{"snapshot": Snapshot}`.
+
+    What is saved of a bound cluster goes with it, unless it is to be `keep`t.
+    """
 
     members: tuple[str, ...] = ()
     name: str = ""
     description: str = ""
+    keep: bool = False
 
 
 class RestoreRequest(Request, frozen=True):
@@ -156,7 +163,8 @@ class CloneRequest(Request, frozen=True):
     """Make members from a snapshot, named by its id, in the cluster of the holder that is asked.
 
     A member's snapshot becomes the member `name` (empty: the next free name) of a cluster that may exist; a cluster's
-    snapshot becomes a whole new cluster. `spec` is what the user wants changed. Answers `{"members": [name]}`.
+    snapshot becomes a whole new cluster. `spec` is what the user wants changed. `owner` as in UpRequest. Answers
+    `{"members": [name]}`.
     """
 
     snapshot: str
@@ -165,6 +173,7 @@ class CloneRequest(Request, frozen=True):
     network: NetworkMode = "auto"
     control_line: bool = True
     timeout_s: float = 0.0
+    owner: ProcessIdentity | None = None
 
 
 class Ping(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "events": {"help": "Show what happened to a cluster.", "options": {"--follow": "\tGo on until the cluster is destroyed.", "-f": "\tGo on until the cluster is destroyed.", "--since": "N\tOnly those after event number N."}, "arguments": ["CLUSTER"], "verbs": {}},
     "console": {"help": "Use a member's serial console.", "options": {"--escape": "CHAR\tEscape character; none turns it off. [default: ~]", "-e": "CHAR\tEscape character; none turns it off. [default: ~]"}, "arguments": ["REF"], "verbs": {}},
     "snapshot": {"help": "Save members and clusters, and carry them elsewhere.", "options": {}, "arguments": [], "verbs": {
-        "save": {"help": "Save a member, or a whole cluster at one instant.", "options": {"--name": "NAME\tName the snapshot.", "--description": "TEXT\tWhat it is for.", "--output": "FILE\tWrite an archive there (-: standard output) and keep nothing."}, "arguments": ["REF"], "verbs": {}},
+        "save": {"help": "Save a member, or a whole cluster at one instant.", "options": {"--name": "NAME\tName the snapshot.", "--description": "TEXT\tWhat it is for.", "--output": "FILE\tWrite an archive there (-: standard output) and keep nothing.", "--keep": "\tKeep it when its cluster is bound and goes."}, "arguments": ["REF"], "verbs": {}},
         "ls": {"help": "List the snapshots that are here.", "options": {}, "arguments": [], "verbs": {}},
         "inspect": {"help": "Show a snapshot in detail.", "options": {}, "arguments": ["SNAPSHOT"], "verbs": {}},
         "rm": {"help": "Remove snapshots.", "options": {}, "arguments": ["SNAPSHOT..."], "verbs": {}},

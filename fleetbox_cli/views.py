@@ -39,7 +39,10 @@ class MemberView(msgspec.Struct, frozen=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """A cluster with its members."""
+    """A cluster with its members.
+
+    One that is `bound` is destroyed when the process `owner_pid` (0: not bound) ends; `abandoned`: that has happened.
+    """
 
     name: str
     id: str
@@ -50,6 +53,9 @@ class ClusterView(msgspec.Struct, frozen=True):
     subnet: str
     bridge: str
     created_at: float
+    bound: bool
+    abandoned: bool
+    owner_pid: int
     holder_running: bool
     holder_pid: int
     holder_version: str
@@ -70,7 +76,7 @@ class SavedMemberView(msgspec.Struct, frozen=True):
 
 
 class SnapshotView(msgspec.Struct, frozen=True):
-    """A snapshot. Sizes in bytes; `stored_bytes` is without holes and base disks."""
+    """A snapshot. Sizes in bytes; `stored_bytes` is without holes and base disks; `bound`: it goes with its cluster."""
 
     id: str
     name: str
@@ -85,6 +91,7 @@ class SnapshotView(msgspec.Struct, frozen=True):
     images: tuple[str, ...]
     size_bytes: int
     stored_bytes: int
+    bound: bool
     folder: str
     members: list[SavedMemberView]
 
@@ -105,6 +112,7 @@ def snapshot_view(snapshot: Snapshot) -> SnapshotView:
         images=snapshot.images,
         size_bytes=snapshot.size_bytes,
         stored_bytes=snapshot.stored_bytes,
+        bound=bool(snapshot.bound_to),
         folder=str(paths.snapshots_dir() / snapshot.id),
         members=[
             SavedMemberView(
@@ -179,11 +187,24 @@ def cluster_view(record: ClusterRecord) -> ClusterView:
         subnet=record.subnet,
         bridge=record.bridge,
         created_at=record.created_at,
+        bound=record.bound,
+        abandoned=record.abandoned,
+        owner_pid=record.owner.pid if record.owner else 0,
         holder_running=holder is not None,
         holder_pid=holder.process.pid if holder else 0,
         holder_version=holder.version if holder else "",
         members=[member_view(record.name, m) for m in record.members.values()],
     )
+
+
+def bound_lines(views: list[ClusterView]) -> list[str]:
+    """A line for each cluster that will not outlive a process."""
+    return [
+        f"{view.name} is bound to process {view.owner_pid}"
+        + (", which has ended: `fleetbox prune` removes it" if view.abandoned else "")
+        for view in views
+        if view.bound
+    ]
 
 
 def member_table(members: list[MemberView], *, with_cluster: bool) -> Table:

@@ -113,6 +113,8 @@ class Daemon:
             reach("holder.silent")
             socket_path.unlink(missing_ok=True)
             paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
+            if self._store.record is None:  # with it goes what machines that died without a holder have left
+                shutil.rmtree(runtime, ignore_errors=True)
             with contextlib.suppress(OSError):
                 runtime.rmdir()
             reach("holder.left")
@@ -137,8 +139,8 @@ class Daemon:
         await self._ending.wait()
         idle.cancel()
         for operation in list(self._running):
-            operation.cancel() if not self._orchestrator.closing else None
-        if not self.handed_over:
+            operation.cancel() if self._orchestrator.abandoned or not self._orchestrator.closing else None
+        if not self.handed_over or self._orchestrator.abandoned:
             await self._orchestrator.close()
         self._events.holder("ended")
         self._events.close()
@@ -154,7 +156,9 @@ class Daemon:
         self._ending.set()
 
     def _asked_to_hand_over(self) -> None:
-        if self._handing_over is None and not self._ending.is_set():
+        if self._store.record is not None and self._store.record.bound:
+            log.warning("SIGHUP is ignored: the machines of a bound cluster would end with their holder")
+        elif self._handing_over is None and not self._ending.is_set():
             self._handing_over = asyncio.create_task(self._hand_over(), name="hand over")
 
     async def _hand_over(self) -> None:

@@ -70,7 +70,9 @@ class Members:
         self._on_end = on_end
         self._capabilities = backend.capabilities()
         self.gate = BootGate(emulated=self._capabilities.emulated)
-        self.provisioner = Provisioner(store.current.name, self._capabilities, installation_key().public_text)
+        self.provisioner = Provisioner(
+            store.current.name, self._capabilities, installation_key().public_text, store.current.bound
+        )
 
     def boot_limit(self, timeout_s: float) -> float:
         """The time limit of a boot: the user's, or by accelerator, scaled."""

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from fleetbox import names as naming
 from fleetbox import paths, wire
-from fleetbox.backends import registry
-from fleetbox.backends.base import VM, Backend, BackendEnvironment, NetworkSpec, generate_mac
+from fleetbox.backends.base import VM, generate_mac
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.errors import FleetboxError, HostError, NotFoundError
+from fleetbox.errors import FleetboxError, NotFoundError
 from fleetbox.faultpoint import arrive
-from fleetbox.holder import admission
-from fleetbox.holder.images.library import ImageLibrary
+from fleetbox.holder import admission, bound
+from fleetbox.holder.ground import Ground
 from fleetbox.holder.members import Members, erase
 from fleetbox.holder.operations import Emit, Steps, Work, all_of, log_event
 from fleetbox.holder.provision import new_member
@@ -33,7 +31,7 @@ from fleetbox.holder.store import ClusterStore
 from fleetbox.holder.takeover import take_over
 from fleetbox.holder.warm.making import TemplateSource, source_for
 from fleetbox.image import Image
-from fleetbox.records import ClusterRecord, MemberRecord, MemberState
+from fleetbox.records import MemberRecord, MemberState
 from fleetbox.specs import MemberSpec
 
 log = logging.getLogger(__name__)
@@ -48,39 +46,46 @@ class Orchestrator:
         self._store = store
         self._host = host
         self._on_idle = on_idle
-        self._backend: Backend | None = None
-        self._members: Members | None = None
-        self._images = ImageLibrary()
         self._mutation = asyncio.Lock()
         self._emit: Emit = log_event  # of the operation that has the lock
         self._pending = 0
         self._started = time.monotonic()
         self._settling: set[asyncio.Task[None]] = set()
+        self._owner = bound.OwnerWatch(self._abandon)
+        self._ground = Ground(cluster, store, host, self._owner, lambda event: self._emit(event), self._settle_soon)
         self._snapshots = snapshots.SnapshotOperations(
             store,
-            self._images,
+            self._ground,
             host,
-            lambda: self._members,
-            self._ensure_backend,
-            self._ensure_network,
             self._abandon_if_empty,
         )
 
     @property
     def busy(self) -> bool:
-        """Whether a machine runs or an operation is under way."""
-        return self._pending > 0 or (self._members is not None and bool(self._members.machines))
+        """Whether a machine runs, an operation is under way, or the process that the cluster is bound to is watched."""
+        members = self._ground.members
+        return self._pending > 0 or self._is_bound or (members is not None and bool(members.machines))
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the process that the cluster is bound to has ended: what is under way is for nobody any more."""
+        return self._owner.ended
+
+    @property
+    def _is_bound(self) -> bool:
+        return self._store.record is not None and self._store.record.bound
 
     # --- what the server serves
 
     def status(self) -> wire.ClusterStatus:
-        notes = self._backend.notes if self._backend else ()
+        notes = self._ground.backend.notes if self._ground.backend else ()
         return wire.ClusterStatus(self._store.current, True, time.monotonic() - self._started, notes)
 
     @property
     def machines(self) -> dict[str, VM]:
         """The running machines by their members' names."""
-        return {name: machine.vm for name, machine in self._members.machines.items()} if self._members else {}
+        members = self._ground.members
+        return {name: machine.vm for name, machine in members.machines.items()} if members else {}
 
     def work(self, operation: str, body: bytes) -> Work:
         """The work of an operation by name. Raises UsageError, NotFoundError."""
@@ -125,18 +130,19 @@ class Orchestrator:
     async def up(self, request: wire.UpRequest, emit: Emit) -> dict[str, Any]:
         """Create what is missing, start what is stopped."""
         existing = self._store.record
+        bound.check_owner(existing, request.owner)
         base = existing.spec if existing else MemberSpec()
         spec = admission.check_spec(request.spec.apply(base))
         wanted = admission.names_for_up(existing, request, emit)
-        backend = await self._ensure_backend(existing, request, spec)
+        backend = await self._ground.ensure_backend(existing, request, spec)
         missing = [name for name in wanted if name not in self._store.current.members]
         stopped = [name for name in wanted if name in self._store.current.members and not self._runs(name)]
         if existing and missing == [] and request.spec != wire.SpecChange() and spec != existing.spec:
             emit(wire.Notice("existing members keep their image and resources; only new ones take the given ones"))
         admission.check_memory([spec] * len(missing) + [self._store.current.members[n].spec for n in stopped], emit)
         try:
-            image = await self._image_for(backend, spec, emit) if missing else None
-            members = await self._ensure_network(backend, emit)
+            image = await self._ground.image_for(backend, spec, emit) if missing else None
+            members = await self._ground.ensure_network(backend, emit)
             source = await source_for(self._store, members, self._host, spec, image, request, emit) if missing else None
             made = await self._bring_up(missing, stopped, spec, image, request, emit, source)
         except BaseException:
@@ -150,9 +156,9 @@ class Orchestrator:
         wanted = admission.names_for_add(record, request)
         spec = admission.check_spec(request.spec.apply(record.spec))
         admission.check_memory([spec] * len(wanted), emit)
-        backend = await self._ensure_backend(record, wire.UpRequest(), spec)
-        image = await self._image_for(backend, spec, emit)
-        members = await self._ensure_network(backend, emit)
+        backend = await self._ground.ensure_backend(record, wire.UpRequest(), spec)
+        image = await self._ground.image_for(backend, spec, emit)
+        members = await self._ground.ensure_network(backend, emit)
         source = await source_for(self._store, members, self._host, spec, image, request, emit)
         made = await self._bring_up(wanted, [], spec, image, request, emit, source)
         return {"cluster": self.cluster, "members": made}
@@ -163,8 +169,8 @@ class Orchestrator:
         stopped = [name for name in targets if not self._runs(name)]
         if stopped:
             admission.check_memory([self._store.current.members[n].spec for n in stopped], emit)
-            backend = await self._ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
-            await self._ensure_network(backend, emit)
+            backend = await self._ground.ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
+            await self._ground.ensure_network(backend, emit)
             await self._bring_up([], stopped, self._store.current.spec, None, request, emit)
         return {"cluster": self.cluster, "members": targets, "started": stopped}
 
@@ -172,7 +178,7 @@ class Orchestrator:
         """Shut members down."""
         targets = self._targets(request)
         running = [name for name in targets if self._runs(name)]
-        members = self._members
+        members = self._ground.members
         if members is not None:
             await all_of({n: members.stop(n, Steps(emit, n), request.timeout_s) for n in running}, "stopped")
         return {"cluster": self.cluster, "members": targets, "stopped": running}
@@ -182,7 +188,7 @@ class Orchestrator:
         if self._store.record is None:
             return {"cluster": self.cluster, "members": []}
         targets = self._targets(request)
-        members = self._members
+        members = self._ground.members
         if members is not None:
             await all_of({n: members.destroy(n, Steps(emit, n)) for n in targets}, "destroyed")
         else:
@@ -200,39 +206,64 @@ class Orchestrator:
 
         async def connect() -> Members:
             record = self._store.current
-            backend = await self._ensure_backend(record, wire.UpRequest(), record.spec)
-            return await self._ensure_network(backend, log_event)
+            backend = await self._ground.ensure_backend(record, wire.UpRequest(), record.spec)
+            return await self._ground.ensure_network(backend, log_event)
 
-        await take_over(self._store, self.cluster, self._images, connect)
+        if await bound.take_over(self._store, self._owner):
+            await take_over(self._store, self.cluster, self._ground.images, connect)
 
     async def close(self) -> None:
-        """Stop every machine gently and give the network back: the holder is told to end."""
+        """Stop every machine gently and give the network back: the holder is told to end.
+
+        A cluster whose owner has ended is destroyed instead.
+        """
         self.closing = True
         async with self._mutation:
-            if self._members is not None:
-                running = list(self._members.machines)
+            if self._ground.members is not None and not self.abandoned:
+                running = list(self._ground.members.machines)
                 await asyncio.gather(
-                    *(self._members.stop(name, Steps(lambda event: None, name), 0.0) for name in running),
+                    *(self._ground.members.stop(name, Steps(lambda event: None, name), 0.0) for name in running),
                     return_exceptions=True,
                 )
-            await self._close_network()
+            if self.abandoned:
+                try:
+                    await self.destroy(wire.TargetsRequest(), lambda event: None)
+                except FleetboxError as e:
+                    log.error("%s", e)  # noqa: TRY400 - the error explains itself
+            await self._ground.close_network()
+            self._owner.close()
+
+    def _abandon(self) -> None:
+        """The process that the cluster is bound to has ended: its machines die now, whatever is under way with them."""
+        log.info("the process that %s is bound to has ended: it is destroyed", self.cluster)
+        self.closing = True
+        for machine in self._ground.members.machines.values() if self._ground.members is not None else ():
+            machine.wanted_end = True
+            self._in_background(machine.vm.kill())
+        self._on_idle()
 
     async def drain(self) -> bool:
         """Begin no more operations and finish those under way; whether machines then run, for the next holder."""
         self.closing = True
         async with self._mutation:
-            if self._members is not None and self._members.machines:
+            if self._ground.members is not None and self._ground.members.machines:
                 return True
-            await self._close_network()
+            await self._ground.close_network()
             return False
 
     async def remove_files(self) -> None:
         """Delete the cluster's record, keys and folders: it has no members any more."""
+        if self._store.record is not None:
+            await bound.remove_snapshots(self._store.record)
         await self._store.remove()
+        self._owner.close()
         paths.known_hosts(self.cluster).unlink(missing_ok=True)
 
     def _settle_soon(self) -> None:
-        task = asyncio.create_task(self._settle_when_free())
+        self._in_background(self._settle_when_free())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -242,85 +273,18 @@ class Orchestrator:
                 await self._settle()
 
     async def _settle(self) -> None:
-        """With the lock held: end when nothing runs."""
-        if self.closing or (self._members is not None and self._members.machines):
+        """With the lock held: end when nothing runs; a bound cluster's holder stays to watch its owner."""
+        if self.closing or (self._ground.members is not None and self._ground.members.machines):
             return
-        self.closing = True
+        self.closing = not self._is_bound
         try:
-            await self._close_network()
+            await self._ground.close_network()
         except FleetboxError as e:
             log.error("%s", e)  # noqa: TRY400 - the error explains itself
-        self._on_idle()
-
-    async def _close_network(self) -> None:
-        members, self._members = self._members, None
-        await arrive("cluster.disconnect")
-        if members is not None:
-            await members.network.close()
-        elif self._backend is not None:
-            for removed in await self._backend.reconcile():
-                log.info("removed %s", removed)
+        if self.closing:
+            self._on_idle()
 
     # --- steps
-
-    async def _ensure_backend(
-        self, existing: ClusterRecord | None, request: wire.UpRequest, spec: MemberSpec
-    ) -> Backend:
-        choice = registry.choose(request.backend, existing.backend if existing else "")
-        if request.network == "private":
-            raise HostError("private networks are not built yet", hint="leave --network out (root is needed for now)")
-        if self._backend is None:
-            surroundings = BackendEnvironment(self._host, dict(os.environ), lambda event: self._emit(event))
-            backend = registry.create(choice.name, surroundings)
-            await backend.check()
-            self._backend = backend
-        if existing is None:
-            self._store.create(
-                ClusterRecord(
-                    id=naming.new_id(),
-                    name=self.cluster,
-                    backend=choice.name,
-                    backend_reason=choice.reason,
-                    accelerator=self._backend.accelerator,
-                    network="host",
-                    created_at=time.time(),
-                    spec=spec,
-                )
-            )
-            await arrive("cluster.created")
-        elif existing.accelerator != self._backend.accelerator:
-            self._store.change(accelerator=self._backend.accelerator)
-        return self._backend
-
-    async def _ensure_network(self, backend: Backend, emit: Emit) -> Members:
-        if self._members is not None:
-            return self._members
-        record = self._store.current
-        leases = {m.name: m.ip for m in record.members.values() if m.ip}
-        await arrive("cluster.network")
-        with Steps(emit).step("network"):
-            network = await backend.create_network(NetworkSpec(self.cluster, "host", record.subnet, leases))
-        if record.subnet and network.subnet != record.subnet:
-            emit(
-                wire.Notice(
-                    f"the subnet {record.subnet} has been taken meanwhile: the members come back on {network.subnet}"
-                )
-            )
-        await arrive("cluster.connected")
-        self._store.change(subnet=network.subnet, bridge=network.bridge)
-        self._members = Members(self._store, backend, network, self._settle_soon)
-        return self._members
-
-    async def _image_for(self, backend: Backend, spec: MemberSpec, emit: Emit) -> Image | None:
-        if not backend.capabilities().needs_images:
-            return None
-        with Steps(emit).step("image", spec.image):
-            return await self._images.ensure(spec.image, emit)
-
-    def _image_of(self, backend: Backend, member: MemberRecord) -> Image | None:
-        if not backend.capabilities().needs_images:
-            return None
-        return self._images.inspect(member.image_digest)
 
     async def _bring_up(
         self,
@@ -333,9 +297,9 @@ class Orchestrator:
         source: TemplateSource | None = None,
     ) -> list[str]:
         """Create the missing and start the stopped members, side by side. Raises PartialError, or the only error."""
-        assert self._members is not None
-        assert self._backend is not None
-        members, backend = self._members, self._backend
+        assert self._ground.members is not None
+        assert self._ground.backend is not None
+        members, backend = self._ground.members, self._ground.backend
         now, digest = time.time(), image.digest if image else ""  # from here on the image is in use
         for name in missing:
             mac = generate_mac(f"{self.cluster}/{name}")
@@ -345,7 +309,7 @@ class Orchestrator:
             self._store.put_member(member)
 
         async def start(name: str) -> None:
-            kept = self._image_of(backend, self._store.current.members[name])
+            kept = self._ground.image_of(backend, self._store.current.members[name])
             await members.start(name, kept, Steps(emit, name), request.timeout_s)
 
         async def create(name: str) -> None:
@@ -377,7 +341,7 @@ class Orchestrator:
         record = self._store.record
         if record is not None and not record.members:
             await arrive("cluster.abandon")
-            await self._close_network()
+            await self._ground.close_network()
             await self.remove_files()
 
     def _targets(self, request: wire.TargetsRequest) -> list[str]:
@@ -391,4 +355,4 @@ class Orchestrator:
         return list(request.members) or list(members)
 
     def _runs(self, name: str) -> bool:
-        return self._members is not None and name in self._members.machines
+        return self._ground.members is not None and name in self._ground.members.machines

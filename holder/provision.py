@@ -35,6 +35,7 @@ class Provisioner:
     cluster: str
     capabilities: Capabilities
     authorized_key: str
+    bound: bool = False
 
     async def make_disk(self, member: MemberRecord, image: Image | None, base: Disk | None = None) -> None:
         """The member's own disk over `base`, a template's, or else over the image's. Raises DiskError."""
@@ -99,6 +100,7 @@ class Provisioner:
             assigned_ip=lease.ip,
             control_line=self._has_control_line(member),
             slot=member.slot,
+            bound=self.bound,
         )
 
     def _has_control_line(self, member: MemberRecord) -> bool:

@@ -19,6 +19,7 @@ from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HostError, NetworkError, RecordError
 from fleetbox.faultpoint import arrive
+from fleetbox.holder.bound import destroy_abandoned
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.members import erase
@@ -28,7 +29,7 @@ from fleetbox.holder.store import ClusterStore
 from fleetbox.holder.warm.templates import TemplateStore
 from fleetbox.host import PruneItem, PruneReport
 from fleetbox.identity import is_alive
-from fleetbox.records import MemberState
+from fleetbox.records import MemberState, read_clusters
 from fleetbox.specs import TEMPLATE_NAME
 
 
@@ -38,6 +39,7 @@ async def prune(*, dry_run: bool = False) -> PruneReport:
     for folder in sorted(p for p in paths.clusters_dir().glob("*") if p.is_dir()):
         items += [item async for item in _prune_cluster(folder.name, dry_run)]
     items += _unknown_runtime_folders(dry_run)
+    items += await asyncio.to_thread(_ownerless_snapshots, dry_run)
     for name in await asyncio.to_thread(SnapshotStore().sweep, dry_run=dry_run):
         items.append(PruneItem("snapshot", name, "its making was interrupted", not dry_run))
     items += await asyncio.to_thread(TemplateStore().sweep, dry_run=dry_run)
@@ -74,7 +76,11 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
             if not dry_run:
                 shutil.rmtree(unfinished, ignore_errors=True)
             yield PruneItem("folder", str(unfinished), "the making of a template was interrupted", not dry_run)
-        if store.record is not None:
+        if store.record is not None and store.record.abandoned:
+            if not dry_run:
+                await destroy_abandoned(store)
+            yield PruneItem("cluster", cluster, "the process that it was bound to has ended", not dry_run)
+        elif store.record is not None:
             for member in list(store.record.members.values()):
                 if member.state is MemberState.CREATING:
                     if not dry_run:
@@ -99,6 +105,20 @@ async def _prune_cluster(cluster: str, dry_run: bool) -> AsyncIterator[PruneItem
             with suppress(OSError):
                 paths.cluster_data_dir(cluster).rmdir()
         lock.release()
+
+
+def _ownerless_snapshots(dry_run: bool) -> list[PruneItem]:
+    """Snapshots that are bound to a cluster which is gone, as long as every cluster's record can be read."""
+    store = SnapshotStore()
+    bound = store.bound_clusters()  # first: a cluster that is made meanwhile has no snapshot among them
+    records = list(read_clusters()) if bound else []
+    if any(isinstance(record, RecordError) for record in records):
+        return []
+    gone = bound - {record.id for record in records if not isinstance(record, RecordError)}
+    removed = store.remove_bound(gone, dry_run=dry_run)
+    return [
+        PruneItem("snapshot", s.name or s.id, "the cluster that it was bound to is gone", not dry_run) for s in removed
+    ]
 
 
 def _remove_runtime_folder(folder: Path, dry_run: bool) -> list[PruneItem]:

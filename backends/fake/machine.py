@@ -18,6 +18,7 @@ from fleetbox.backends.fake.console import FakeConsole
 from fleetbox.backends.fake.faults import Faults
 from fleetbox.backends.fake.guest import SCRIPT, write
 from fleetbox.backends.host import process, saved
+from fleetbox.backends.host.confinement import Confinement
 from fleetbox.backends.host.disklock import locked_disks
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
@@ -139,6 +140,7 @@ class FakeVM:
                         ],
                         log_file=config.serial_log,
                         pass_fds=(fifo, running, *locks),
+                        confinement=Confinement(config.bound),
                     )
                 undo.callback(child.close)
                 undo.push_async_callback(child.kill)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleetbox.backends.host import programs
+from fleetbox.backends.host.confinement import FREE, Confinement, confined
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, HostError
 from fleetbox.faultpoint import reach
@@ -194,17 +195,20 @@ def spawn_blocking(
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: int = subprocess.DEVNULL,
+    confinement: Confinement = FREE,
 ) -> Process:
     """Start a lasting program in the calling thread, in a session of its own, its output appended to `log_file`.
 
-    Files and sockets that it makes are its user's only. Raises HostError when the program is not installed or cannot be
-    run.
+    Files and sockets that it makes are its user's only. One that is bound by its `confinement` dies with that thread.
+    Raises HostError when the program is not installed or cannot be run.
     """
     log.debug("spawn %s", shlex.join(argv))
+    if confinement != FREE and programs.find(argv[0]) is None:  # setpriv would say so too late
+        raise programs.missing(Path(argv[0]).name)
     with log_file.open("ab") as output:
         try:
             child = subprocess.Popen(
-                list(argv),
+                confined(argv, confinement),
                 stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -234,11 +238,20 @@ async def spawn(
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: int = subprocess.DEVNULL,
+    confinement: Confinement = FREE,
 ) -> Process:
     """`spawn_blocking` in the host thread; cancelled in the middle, the program is ended again."""
 
     def start() -> Process:
-        return spawn_blocking(argv, log_file=log_file, pass_fds=pass_fds, extra_env=extra_env, cwd=cwd, stdin=stdin)
+        return spawn_blocking(
+            argv,
+            log_file=log_file,
+            pass_fds=pass_fds,
+            extra_env=extra_env,
+            cwd=cwd,
+            stdin=stdin,
+            confinement=confinement,
+        )
 
     def undo(process: Process) -> None:
         process.signal(signal.SIGKILL)

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 CONNECT_S = 30.0
 DRAIN_S = 2.0
 
+# Of root's capabilities: its files may be below another user's private folder.
+KEEPS = ("dac_read_search",)
+
 VHOST_NET = Path("/dev/vhost-net")
 
 
@@ -79,7 +82,7 @@ class QemuVM(Machine):
             saved=was,
             saved_memory=memory if memory and memory.exists() else None,
         )
-        return Program(command.build(config, surroundings), tuple(fds))
+        return Program(command.build(config, surroundings), tuple(fds), keeps=KEEPS)
 
     async def _connect(self, api_socket: Path) -> None:
         await self._monitor.connect(api_socket, CONNECT_S * timeout_scale())

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from fleetbox.backends.base import ExitStatus, Network, State, VMConfig, timeout_scale
 from fleetbox.backends.host import disklock, process, reach, saved
+from fleetbox.backends.host.confinement import Confinement
 from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.backends.host.usage import usage
@@ -112,6 +113,7 @@ class Machine(Specifics):
                 pass_fds=(*program.pass_fds, *locks),
                 stdin=program.stdin,
                 cwd=program.cwd,
+                confinement=Confinement(config.bound, program.keeps),
             )
         made.callback(launched.close)
         made.push_async_callback(launched.kill)  # does nothing once it has ended

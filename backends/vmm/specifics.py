@@ -31,12 +31,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Program:
-    """A hypervisor's process to be: its arguments, the descriptors that it inherits, its working folder."""
+    """A hypervisor's process to be: its arguments, the descriptors that it inherits, its working folder.
+
+    `keeps` are the capabilities that it needs of root's (`fleetbox.backends.host.confinement`); None: all of them.
+    """
 
     argv: Sequence[str]
     pass_fds: tuple[int, ...] = ()
     stdin: int = subprocess.DEVNULL
     cwd: Path | None = None
+    keeps: tuple[str, ...] | None = None
 
 
 class Specifics(abc.ABC):

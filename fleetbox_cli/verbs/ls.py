@@ -10,7 +10,7 @@ from fleetbox_cli.render import Output, Table
 from fleetbox_cli.report import error_lines
 from fleetbox_cli.settings import Settings
 from fleetbox_cli.verb import verb
-from fleetbox_cli.views import ClusterView, cluster_view, member_table
+from fleetbox_cli.views import ClusterView, bound_lines, cluster_view, member_table
 
 
 @verb("""
@@ -36,6 +36,7 @@ def ls(settings: Settings) -> Output:
     empty = [view.name for view in views if not view.members]
     table = member_table(members, with_cluster=True)
     text: list[str | Table] = [table, *(f"{name}  (no members)" for name in empty)] if members or empty else []
+    text += bound_lines(views)
     if not text and not unreadable and not settings.quiet:
         text = ["no clusters; `fleetbox up mycluster` makes one"]
     return Output("clusters", {"clusters": views, "unreadable": [e.to_wire() for e in unreadable]}, text)

@@ -51,6 +51,7 @@ def save(
         str | None,
         typer.Option("--output", metavar="FILE", help="Write an archive there (-: standard output) and keep nothing."),
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep it when its cluster is bound and goes.")] = False,
 ) -> Output | None:
     """Save a member, or a whole cluster at one instant: memory, disks and records.
 
@@ -62,7 +63,7 @@ def save(
     with progress(settings) as on_event:
         if output is None:
             saved = fleetbox.snapshots.save(
-                ref, name=name, description=description, cluster=settings.scope, on_event=on_event
+                ref, name=name, description=description, cluster=settings.scope, keep=keep, on_event=on_event
             )
         else:
             saved = fleetbox.snapshots.save_to(ref, output, cluster=settings.scope, on_event=on_event)

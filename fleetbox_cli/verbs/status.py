@@ -10,7 +10,7 @@ from fleetbox_cli import options
 from fleetbox_cli.render import Output, Table, age, fields
 from fleetbox_cli.settings import Settings
 from fleetbox_cli.verb import verb
-from fleetbox_cli.views import cluster_view, member_table
+from fleetbox_cli.views import bound_lines, cluster_view, member_table
 
 
 @verb("""
@@ -40,6 +40,7 @@ def status(
         "",
         member_table(view.members, with_cluster=False),
         *(f"{m.name}: {m.error}" for m in view.members if m.error),
+        *bound_lines([view]),
     ]
     data = msgspec.to_builtins(view) | {"uptime_s": live.uptime_s, "notes": list(live.notes)}
     return Output("status", data, text)

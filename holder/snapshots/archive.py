@@ -67,7 +67,7 @@ def export(snapshot: Snapshot, fd: int, stop: Stop, meter: Meter | None = None) 
             entries = tuple(_entry(name, path, writer) for name, path in sources.items())
         except FileNotFoundError as e:
             raise _lost(snapshot, str(e.filename)) from None
-    data = msgspec.json.encode(Header(FORMAT, snapshot, tuple(records), entries))
+    data = msgspec.json.encode(Header(FORMAT, msgspec.structs.replace(snapshot, bound_to=""), tuple(records), entries))
     with disk_errors("the archive cannot be written"):
         writer.member(RECORD, data)
         writer.member(DIGEST, f"{hashlib.sha256(data).hexdigest()}\n".encode())
@@ -134,6 +134,7 @@ class Incoming:
             header.snapshot,
             id=_free_id(header.snapshot.id),
             name=name or _free_name(header.snapshot.name, store.names()),
+            bound_to="",
         )
         with disk_errors("the snapshot cannot be stored"), store.staging() as folder, store.staging() as bases:
             store.announce(folder, snapshot)

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 
 from fleetbox import wire
-from fleetbox.backends.base import Backend, Capabilities, generate_mac
+from fleetbox.backends.base import Capabilities, generate_mac
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import ConflictError, NotFoundError, UsageError
 from fleetbox.holder import admission
-from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.members import Members
+from fleetbox.holder.bound import check_owner
+from fleetbox.holder.ground import Ground
 from fleetbox.holder.operations import Emit, Steps
 from fleetbox.holder.provision import new_member
 from fleetbox.holder.server import decode
@@ -29,7 +29,6 @@ from fleetbox.image import Image
 from fleetbox.names import new_id
 from fleetbox.records import ClusterRecord, MemberRecord
 from fleetbox.snapshot import Snapshot
-from fleetbox.specs import MemberSpec
 
 OPERATIONS = ("save", "restore", "clone")
 
@@ -53,14 +52,11 @@ def _names(snapshot: Snapshot, record: ClusterRecord | None, wanted: str) -> dic
 
 @dataclass(frozen=True)
 class SnapshotOperations:
-    """What the orchestrator lends: its record and images; and how it gets a backend, a network, and rid of both."""
+    """What the orchestrator lends: its record, what its members stand on, and how an empty cluster is given up."""
 
     store: ClusterStore
-    images: ImageLibrary
+    ground: Ground
     host: HostThread
-    running: Callable[[], Members | None]
-    ensure_backend: Callable[[ClusterRecord | None, wire.UpRequest, MemberSpec], Awaitable[Backend]]
-    ensure_network: Callable[[Backend, Emit], Awaitable[Members]]
     abandon_if_empty: Callable[[], Awaitable[None]]
 
     def work(self, operation: str, body: bytes) -> Run:
@@ -82,18 +78,18 @@ class SnapshotOperations:
             raise NotFoundError(f"the cluster {record.name!r} has no member {unknown[0]!r}")
         if len(request.members) > 1:
             raise UsageError("one member is saved, or the whole cluster")
-        backend = await self.ensure_backend(record, wire.UpRequest(), record.spec)
-        return {"snapshot": await save(self.store.current, backend, self.running(), request, emit)}
+        backend = await self.ground.ensure_backend(record, wire.UpRequest(), record.spec)
+        return {"snapshot": await save(self.store.current, backend, self.ground.members, request, emit)}
 
     async def restore(self, request: wire.RestoreRequest, emit: Emit) -> dict[str, Any]:
         """Put one member or all back, in place."""
         snapshot = await asyncio.to_thread(SnapshotStore().find, request.snapshot)
         record = self.store.current
         names = members_to_restore(record, snapshot, request)
-        backend = await self.ensure_backend(record, wire.UpRequest(), record.spec)
+        backend = await self.ground.ensure_backend(record, wire.UpRequest(), record.spec)
         images = self._images_of(snapshot)
         admission.check_memory([snapshot.members[name].spec for name in names], emit)
-        members = await self.ensure_network(backend, emit)
+        members = await self.ground.ensure_network(backend, emit)
         await restore(self.store, members, snapshot, names, images, request, emit)
         return {"members": names}
 
@@ -103,8 +99,11 @@ class SnapshotOperations:
         record = self.store.record
         names = _names(snapshot, record, request.name)
         first = snapshot.members[next(iter(names.values()))].spec
-        founding = wire.UpRequest(backend="" if record else snapshot.backend, network=request.network)
-        backend = await self.ensure_backend(record, founding, msgspec.structs.replace(first, fixtures=()))
+        check_owner(record, request.owner)
+        founding = wire.UpRequest(
+            backend="" if record else snapshot.backend, network=request.network, owner=request.owner
+        )
+        backend = await self.ground.ensure_backend(record, founding, msgspec.structs.replace(first, fixtures=()))
         try:
             with Steps(emit).step("check"):
                 await check_usable(snapshot, backend)
@@ -114,7 +113,7 @@ class SnapshotOperations:
                     for name, was in names.items()
                 ]
                 admission.check_memory([clone.placeholder.spec for clone in clones], emit)
-            members = await self.ensure_network(backend, emit)
+            members = await self.ground.ensure_network(backend, emit)
             await Cloning(self.store, members, self.host, emit).run(clones, request.timeout_s)
         except BaseException:
             await asyncio.shield(self.abandon_if_empty())
@@ -148,4 +147,4 @@ class SnapshotOperations:
     def _images_of(self, snapshot: Snapshot) -> dict[str, Image]:
         """Its members' images by digest. Raises NotFoundError for one that is gone."""
         digests = {member.image_digest for member in snapshot.members.values()} - {""}
-        return {digest: self.images.inspect(digest) for digest in digests}
+        return {digest: self.ground.images.inspect(digest) for digest in digests}

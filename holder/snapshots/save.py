@@ -65,6 +65,7 @@ async def save(
         identity=identity,
         members={member.name: member for member in members},
         blobs=blobs_under(members),
+        bound_to=cluster.id if cluster.bound and not request.keep else "",
     )
     with store.staging() as folder:
         await arrive("save.staged")

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import filelock
@@ -269,6 +269,18 @@ class SnapshotStore:
         if failures:
             raise PartialError(f"{len(failures)} of {len(refs)} snapshots were not removed", failures)
         return removed
+
+    def remove_bound(self, clusters: Collection[str], *, dry_run: bool = False) -> list[Snapshot]:
+        """Delete the snapshots that are bound to clusters of these ids, and return them.
+
+        Raises PartialError when some could not be removed.
+        """
+        bound = [snapshot for snapshot in self.readable()[0] if snapshot.bound_to in clusters]
+        return bound if dry_run or not bound else self.remove([snapshot.id for snapshot in bound])
+
+    def bound_clusters(self) -> set[str]:
+        """Ids of the clusters that some snapshot is bound to."""
+        return {snapshot.bound_to for snapshot in self.readable()[0]} - {""}
 
     def pins(self) -> dict[str, list[str]]:
         """Digest of an image or base disk → the snapshots that rest on it, in words; those being made included.

@@ -21,14 +21,14 @@ DOCUMENT = (REPOSITORY / "docs" / "reference" / "json.md").read_text()
 
 KEYS: dict[type[msgspec.Struct], str] = {
     ClusterView: "name id backend backend_reason accelerator network subnet bridge created_at "
-    "holder_running holder_pid holder_version members",
+    "bound abandoned owner_pid holder_running holder_pid holder_version members",
     MemberView: "ref name cluster id state ip mac image image_digest cpus memory_bytes disk_bytes "
     "created_at started_at error serial_log",
     Outcome: "ref exit_code stdout stderr",
     Image: "digest names source architecture size_bytes stored_bytes created_at disk kernel initrd root "
     "boot boot_reason has_systemd",
     SnapshotView: "id name description kind created_at cluster subnet backend accelerator identity images "
-    "size_bytes stored_bytes folder members",
+    "size_bytes stored_bytes bound folder members",
     SavedMemberView: "name running ip mac image image_digest cpus memory_bytes",
     TemplateView: "key created_at used_at image image_digest backend accelerator cpus memory_bytes disk_bytes "
     "control_line stored_bytes",

@@ -56,6 +56,7 @@ class Script:
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", "import fleetbox, sys\n" + textwrap.dedent(code)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -17,7 +17,9 @@ def fast(monkeypatch):
     monkeypatch.setenv("FLEETBOX_TIMEOUT_SCALE", "0.01")
 
 def test_process(fleetbox_home):
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    while not open(f"/proc/{child.pid}/cmdline").read():
+        pass  # Popen returns a moment before the kernel has set argv
 
 def test_socket(fleetbox_home):
     with socket.socket(socket.AF_UNIX) as s:

@@ -126,7 +126,9 @@ def build(spec: NetworkSpec) -> Built:
             reach("network.table")
             firewall.ensure_rules(wanted)
             reach("network.rules")
-            built.resolver = _ensure_resolver(journal, gateway, _resolvers(found) if found else [], may_adopt=stands)
+            built.resolver = _ensure_resolver(
+                journal, gateway, _resolvers(found) if found else [], may_adopt=stands, bound=spec.bound
+            )
             resolver.keep_only(bridge, spec.leases)
             reach("network.built")
         except BaseException:
@@ -195,7 +197,7 @@ def _nameservers() -> list[IPv4Network]:
 
 
 def _ensure_resolver(
-    journal: Journal, gateway: IPv4Interface, left: list[Process], *, may_adopt: bool
+    journal: Journal, gateway: IPv4Interface, left: list[Process], *, may_adopt: bool, bound: bool
 ) -> Process | None:
     """Take over one of the resolvers that were `left` behind, or start one."""
     record = journal.record
@@ -208,7 +210,7 @@ def _ensure_resolver(
     if kept is not None:
         journal.write(resolver=kept.identity)
         return kept
-    started = resolver.start(record.bridge, str(gateway.ip), record.cluster)
+    started = resolver.start(record.bridge, str(gateway.ip), record.cluster, bound=bound)
     try:
         reach("network.resolver")
         journal.write(resolver=started.identity if started else None)

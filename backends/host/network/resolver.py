@@ -21,6 +21,7 @@ import psutil
 from fleetbox import paths
 from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host import programs
+from fleetbox.backends.host.confinement import FREE, Confinement
 from fleetbox.backends.host.network.lock import shared_dir
 from fleetbox.backends.host.process import Process, adopt, spawn_blocking, tail
 from fleetbox.errors import NetworkError
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 10.0
 _STOP_GRACE_S = 3.0
+# What it keeps of root's rights when it drops them by itself.
+_KEEPS = ("net_bind_service", "net_admin", "net_raw")
 # `version.bind CH TXT`, which dnsmasq answers by itself.
 _PROBE = b"\xfb\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07version\x04bind\x00\x00\x10\x00\x03"
 
@@ -39,8 +42,12 @@ def folder_of(bridge: str) -> Path:
     return paths.host_dir() / "names" / bridge
 
 
-def start(bridge: str, gateway: str, cluster: str) -> Process | None:
-    """Start dnsmasq on the gateway; returns when it answers. None where it is not installed or cannot serve."""
+def start(bridge: str, gateway: str, cluster: str, *, bound: bool = False) -> Process | None:
+    """Start dnsmasq on the gateway; returns when it answers. None where it is not installed or cannot serve.
+
+    A `bound` one dies with the thread that starts it. It would lose its parent-death signal when it stops being root by
+    itself, so it never is.
+    """
     binary = programs.find("dnsmasq")
     if binary is None:
         log.info("dnsmasq is not installed: members do not know each other's names")
@@ -65,6 +72,7 @@ def start(bridge: str, gateway: str, cluster: str) -> Process | None:
             "--local-ttl=1",
         ],
         log_file=log_file,
+        confinement=Confinement(bound, _KEEPS, user="nobody") if bound else FREE,
     )
     if answers(process, gateway):
         return process
