@@ -24,7 +24,6 @@ from fleetbox.records import (
     read_clusters,
 )
 from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
-from fleetbox.timeouts import DEFAULT_LIMIT_S
 from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
 
 if TYPE_CHECKING:
@@ -149,11 +148,11 @@ class Cluster:
             return
         self._targets("destroy", names, 0.0, on_event)
 
-    def wait_for(self, *strategies: Strategy, timeout_s: float = DEFAULT_LIMIT_S) -> None:
+    def wait_for(self, *strategies: Strategy, timeout_s: float = 0.0) -> None:
         """Wait until each strategy of `fleetbox.wait` holds on every member; all members are watched at once.
 
-        `timeout_s` (times FLEETBOX_TIMEOUT_SCALE) limits each. Raises TimedOut or MachineError for one member,
-        PartialError for several.
+        `timeout_s` limits each, as for `Member.wait_for`. Raises TimedOut or MachineError for one member, PartialError
+        for several.
 
         >>> cluster.wait_for(wait.log("login:"), timeout_s=30)
         """

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleetbox import paths, ssh
 from fleetbox.errors import MachineError, NotFoundError
-from fleetbox.records import LIVE_STATES, MemberRecord, MemberState, observed_state, read_cluster
-from fleetbox.timeouts import DEFAULT_LIMIT_S
+from fleetbox.records import LIVE_STATES, ClusterRecord, MemberRecord, MemberState, observed_state, read_cluster
 
 if TYPE_CHECKING:
     import fabric
@@ -61,6 +60,11 @@ class Member:
             return read_cluster(self.cluster).members[self.name]
         except KeyError:
             raise NotFoundError(f"there is no member {self.ref!r}", hint="`fleetbox ls` lists what there is") from None
+
+    @property
+    def cluster_record(self) -> ClusterRecord:
+        """The record of its cluster. Raises NotFoundError, RecordError."""
+        return read_cluster(self.cluster)
 
     @property
     def state(self) -> MemberState:
@@ -134,9 +138,9 @@ class Member:
         connection.settimeout(None)
         return connection
 
-    def wait_for(self, *strategies: Strategy, timeout_s: float = DEFAULT_LIMIT_S) -> None:
+    def wait_for(self, *strategies: Strategy, timeout_s: float = 0.0) -> None:
         """Wait until each strategy of `fleetbox.wait` holds, one after the other, for at most `timeout_s` seconds
-        (times FLEETBOX_TIMEOUT_SCALE) in all.
+        in all (0: 60, or 300 under emulation; times FLEETBOX_TIMEOUT_SCALE).
 
         Raises TimedOut with what was seen last, and MachineError at once when the machine ends.
 

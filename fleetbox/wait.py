@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from fleetbox.errors import FleetboxError, PartialError, TimedOut, UsageError
 from fleetbox.inotify import FileWatch
-from fleetbox.timeouts import DEFAULT_LIMIT_S, timeout_scale
+from fleetbox.timeouts import DEFAULT_LIMIT_S, stretch, timeout_scale
 from fleetbox.watch import LINE_LIMIT_BYTES, PAUSE_S, SSH_FAILED, Cancelled, MachineEnded, Watch
 
 if TYPE_CHECKING:
@@ -58,18 +58,19 @@ class Strategy(abc.ABC):
         return _Within(self, timeout_s)
 
 
-def wait_for(member: Member, strategy: Strategy, *, timeout_s: float = DEFAULT_LIMIT_S) -> None:
-    """Wait until `strategy` holds on a running member, for at most `timeout_s` seconds (times the scale).
+def wait_for(member: Member, strategy: Strategy, *, timeout_s: float = 0.0) -> None:
+    """Wait until `strategy` holds on a running member, for at most `timeout_s` seconds (0: 60, or 300 under emulation).
 
     Raises TimedOut with what was seen last, MachineError when the machine does not run or ends meanwhile.
     """
-    if timeout_s <= 0:
+    if timeout_s < 0:
         raise UsageError(f"cannot wait for {timeout_s:g} s", hint="a time limit is a number of seconds above 0")
-    with Watch(member, timeout_s * timeout_scale(), str(strategy)) as watch:
+    limit_s = timeout_s or DEFAULT_LIMIT_S * stretch(member.cluster_record.accelerator)
+    with Watch(member, limit_s * timeout_scale(), str(strategy)) as watch:
         strategy.wait_on(watch)
 
 
-def wait_for_all(members: Sequence[Member], strategy: Strategy, *, timeout_s: float = DEFAULT_LIMIT_S) -> None:
+def wait_for_all(members: Sequence[Member], strategy: Strategy, *, timeout_s: float = 0.0) -> None:
     """`wait_for` on several members at once. Raises the error of the one that failed, PartialError for several."""
     failures: dict[str, FleetboxError] = {}
     with concurrent.futures.ThreadPoolExecutor(max(1, len(members))) as pool:

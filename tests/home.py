@@ -66,7 +66,9 @@ def leftovers(home: Path) -> list[str]:
     """Processes, sockets, links, nft tables and resolver folders of this home, in words."""
     digest = paths.installation_digest()
     left = [f"process {pid}: {argv}" for pid, argv in processes_of(home).items()]
-    left += [f"socket {path}" for path in home.rglob("*") if path.is_socket()]
+    # os.walk, as what is being removed meanwhile is no error to it.
+    inside = (Path(folder, name) for folder, _, names in os.walk(home) for name in names)
+    left += [f"socket {path}" for path in inside if path.is_socket()]
     left += [f"link {name}" for _, name in socket.if_nameindex() if name.startswith(f"fb{digest}")]
     left += [f"folder {path}" for path in paths.host_dir().glob(f"names/fb{digest}*")]
     if os.geteuid() == 0 and programs.find("nft"):
