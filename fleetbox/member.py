@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fleetbox import paths, ssh
@@ -15,9 +14,9 @@ from fleetbox.records import LIVE_STATES, ClusterRecord, MemberRecord, MemberSta
 
 if TYPE_CHECKING:
     import fabric
-    import paramiko
 
     from fleetbox.console import ConsoleConnection
+    from fleetbox.files.copying import Copied
     from fleetbox.wait import Strategy
     from fleetbox.wire import Event
 
@@ -177,38 +176,28 @@ class Member:
             )
         return result
 
-    def copy_to(self, local: str | os.PathLike[str], remote: str) -> None:
-        """Copy a file or folder to the member, modes kept. An existing remote folder takes it in under its own name.
+    def copy_to(self, local: str | os.PathLike[str], remote: str = "", *, on_event: OnEvent | None = None) -> Copied:
+        """Copy a file or folder to the member, modes and times kept: `fleetbox cp LOCAL MEMBER:REMOTE`.
 
-        Raises NotFoundError without the local file, MachineError when the member cannot be reached or refuses.
+        An existing remote folder takes it in under its own name; a relative `remote` counts from the home folder.
+        Raises NotFoundError without the local file, MachineError when the member cannot be reached or refuses,
+        PartialError when it refuses some of several files.
         """
-        source = Path(local)
-        if not source.exists():
-            raise NotFoundError(f"there is no file {source}")
-        with self._sftp() as sftp:
-            target = PurePosixPath(remote)
-            if _is_folder(sftp, str(target)):
-                target /= source.resolve().name
-            _put(sftp, source, target)
+        from fleetbox.files.copying import copy
+        from fleetbox.files.location import Location, here
 
-    def copy_from(self, remote: str, local: str | os.PathLike[str]) -> None:
-        """Copy a file or folder from the member, modes kept. An existing local folder takes it in under its own name.
+        return copy([here(local)], Location(self.ref, remote or "."), lambda _: self, on_event)
 
-        Raises NotFoundError without the remote file, MachineError when the member cannot be reached or refuses.
+    def copy_from(self, remote: str, local: str | os.PathLike[str], *, on_event: OnEvent | None = None) -> Copied:
+        """Copy a file or folder from the member, modes and times kept: `fleetbox cp MEMBER:REMOTE LOCAL`.
+
+        `remote` may be a pattern (`/var/log/*.log`). An existing local folder takes it in under its own name. What a
+        guest makes up to write elsewhere (names, links) is refused. Raises as `copy_to` does.
         """
-        target = Path(local)
-        source = PurePosixPath(remote)
-        if target.is_dir():
-            target /= source.name
-        with self._sftp() as sftp:
-            try:
-                sftp.stat(str(source))
-            except FileNotFoundError:
-                raise NotFoundError(f"there is no file {remote} on {self.ref}") from None
-            _get(sftp, source, target)
+        from fleetbox.files.copying import copy
+        from fleetbox.files.location import Location, here
 
-    def _sftp(self) -> _Sftp:
-        return _Sftp(self)
+        return copy([Location(self.ref, remote)], here(local), lambda _: self, on_event)
 
     def console(self) -> ConsoleConnection:
         """Its serial console, opened for this caller alone; use it as a context manager.
@@ -242,54 +231,3 @@ class Member:
         from fleetbox.cluster import Cluster
 
         return Cluster(self.cluster)
-
-
-class _Sftp:
-    """An SFTP session on a member, with its errors translated."""
-
-    def __init__(self, member: Member) -> None:
-        self._member = member
-
-    def __enter__(self) -> paramiko.SFTPClient:
-        self._connection = self._member.connection()
-        try:
-            return self._connection.sftp()
-        except Exception as e:
-            self._connection.close()
-            raise MachineError(f"{self._member.ref} cannot be reached by SSH", why=str(e)) from e
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._connection.close()
-        if isinstance(error, PermissionError | EOFError):
-            raise MachineError(f"{self._member.ref} refused the copy", why=str(error)) from error
-
-
-def _is_folder(sftp: paramiko.SFTPClient, path: str) -> bool:
-    try:
-        return stat.S_ISDIR(sftp.stat(path).st_mode or 0)
-    except FileNotFoundError:
-        return False
-
-
-def _put(sftp: paramiko.SFTPClient, source: Path, target: PurePosixPath) -> None:
-    if source.is_dir():
-        if not _is_folder(sftp, str(target)):
-            sftp.mkdir(str(target))
-        for entry in sorted(source.iterdir()):
-            _put(sftp, entry, target / entry.name)
-    else:
-        sftp.put(str(source), str(target))
-    sftp.chmod(str(target), stat.S_IMODE(source.stat().st_mode))
-
-
-def _get(sftp: paramiko.SFTPClient, source: PurePosixPath, target: Path) -> None:
-    mode = sftp.stat(str(source)).st_mode or 0
-    if stat.S_ISDIR(mode):
-        target.mkdir(exist_ok=True)
-        for name in sorted(sftp.listdir(str(source))):
-            # A guest is not trusted: a name it makes up must not lead out of the folder.
-            if "/" not in name and name not in (".", ".."):
-                _get(sftp, source / name, target / name)
-    else:
-        sftp.get(str(source), str(target))
-    target.chmod(stat.S_IMODE(mode) | stat.S_IWUSR)

@@ -18,6 +18,7 @@ ENTRIES = {
     "inspect": Entry(_V + "inspect:inspect", "Show the record of a cluster or member as JSON.", _USE),
     "ssh": Entry(_V + "ssh:ssh", "Open a shell on a member, or run a command on it.", _USE),
     "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
+    "cp": Entry(_V + "cp:cp", "Copy files to, from and between members.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
     "events": Entry(_V + "events:events", "Show what happened to a cluster.", _USE),
     "console": Entry(_V + "console:console", "Use a member's serial console.", _USE),

@@ -30,6 +30,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "inspect": {"help": "Show the record of a cluster or member as JSON.", "options": {}, "arguments": ["REF"], "verbs": {}},
     "ssh": {"help": "Open a shell on a member, or run a command on it.", "options": {}, "arguments": ["REF", "COMMAND..."], "verbs": {}},
     "exec": {"help": "Run a command on all members of a cluster.", "options": {}, "arguments": ["CLUSTER", "COMMAND..."], "verbs": {}},
+    "cp": {"help": "Copy files to, from and between members.", "options": {}, "arguments": ["SRC DST..."], "verbs": {}},
     "logs": {"help": "Show a member's serial console.", "options": {"--follow": "\tGo on until the member stops.", "-f": "\tGo on until the member stops.", "--tail": "N\tOnly the last N lines."}, "arguments": ["REF"], "verbs": {}},
     "events": {"help": "Show what happened to a cluster.", "options": {"--follow": "\tGo on until the cluster is destroyed.", "-f": "\tGo on until the cluster is destroyed.", "--since": "N\tOnly those after event number N."}, "arguments": ["CLUSTER"], "verbs": {}},
     "console": {"help": "Use a member's serial console.", "options": {"--escape": "CHAR\tEscape character; none turns it off. [default: ~]", "-e": "CHAR\tEscape character; none turns it off. [default: ~]"}, "arguments": ["REF"], "verbs": {}},
