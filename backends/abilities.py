@@ -51,11 +51,12 @@ class Snapshots(Protocol):
 
 @runtime_checkable
 class HasControlLine(Protocol):
-    """Machines with a second serial port that only we can open (`Capabilities.control_line`)."""
+    """Machines with a second console that only we can open; `Capabilities.control_line` is its device in the guest."""
 
     @property
     def control_line(self) -> Path:
-        """The unix socket (stream, 0600) of the guest's second serial port (`ttyS1`): one connection at a time.
+        """A unix socket (stream, 0600) or a link to a terminal, told apart by the kind of file: one user at a time, who
+        holds the lock of `<path>.lock` (flock(2)).
 
         What the guest writes while nobody is connected is lost. Raises MachineError where the machine was made without.
         """

@@ -82,7 +82,7 @@ class VMConfig:
 
     `memory_file` makes a template of the machine: its RAM is that file, which the launch makes (it must not exist, its
     folder must) and the machine's end removes; see `Snapshots`. `control_line` asks for a second serial port, see
-    `HasControlLine`; ignored where `Capabilities.control_line` is False. `slot` is 0 or 1: while a member is restored
+    `HasControlLine`; ignored where `Capabilities.control_line` is empty. `slot` is 0 or 1: while a member is restored
     it has two machines, the old one and the new one, whose interfaces and files in `run_dir` are told apart by it.
     A machine that is `bound` dies with the holder that started it.
     """
@@ -129,7 +129,7 @@ class Capabilities:
     max_cpus: int | None = None
     needs_images: bool = True
     snapshots: bool = False
-    control_line: bool = False
+    control_line: str = ""
     change_on_restore: frozenset[str] = frozenset()
     console: bool = False
     statistics: bool = False

@@ -15,6 +15,7 @@ from fleetbox.backends.base import Backend, BackendEnvironment, CreateBackend
 from fleetbox.errors import ConflictError, UsageError
 
 _MODULES = {
+    "cloud-hypervisor": "fleetbox.backends.cloud_hypervisor",
     "qemu": "fleetbox.backends.qemu",
     "fake": "fleetbox.backends.fake",
 }

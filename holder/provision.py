@@ -24,7 +24,6 @@ from fleetbox.specs import NOWHERE, MemberSpec
 # The seed names the interface eth0 anyway; a kernel that keeps to it saves the guest the renaming.
 SERIAL = "ttyAMA0" if platform.machine() == "aarch64" else "ttyS0"
 CMDLINE = f"ro console=tty0 console={SERIAL} net.ifnames=0"
-CONTROL_LINE = "ttyS1"
 BLANK_DISK_BYTES = 1 << 20
 
 
@@ -76,7 +75,7 @@ class Provisioner:
             host_key=host_key,
             lease=lease,
             fixtures=member.spec.fixtures,
-            control_line=CONTROL_LINE if self._has_control_line(member) else "",
+            control_line=self.capabilities.control_line if self._has_control_line(member) else "",
         )
         write_seed(folder / "seed.iso", seed)
         reach("member.seed.made")
@@ -104,7 +103,7 @@ class Provisioner:
         )
 
     def _has_control_line(self, member: MemberRecord) -> bool:
-        return member.control_line and self.capabilities.control_line
+        return member.control_line and bool(self.capabilities.control_line)
 
     def boot(self, spec: MemberSpec, image: Image | None) -> DirectBoot | FirmwareBoot:
         """How a member starts. Raises ImageError, HostError when it cannot."""

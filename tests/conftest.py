@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ TESTS = Path(__file__).parent
 TIERS = ("unit", "contract", "cli", "repo", "process", "vm")  # fast to slow
 LIMIT_S = {"vm": 900.0}
 DEFAULT_LIMIT_S = 120.0
+
+os.environ.setdefault("FLEETBOX_TEST_PYTHON", sys.executable)  # what the simulators run by
 
 _durations: dict[str, float] = defaultdict(float)
 

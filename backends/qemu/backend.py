@@ -14,9 +14,9 @@ from fleetbox.backends.host import saved
 from fleetbox.backends.qemu import accelerator, binary, command
 from fleetbox.backends.qemu.accelerator import Accelerator, host_cpu
 from fleetbox.backends.qemu.vm import QemuVM
+from fleetbox.backends.vmm import kvm
+from fleetbox.backends.vmm.kvm import NESTED
 from fleetbox.records import MachineHandle
-
-NESTED = tuple(Path(f"/sys/module/kvm_{vendor}/parameters/nested") for vendor in ("intel", "amd"))
 
 
 class QemuBackend:
@@ -50,7 +50,7 @@ class QemuBackend:
             adoption=True,
             emulated=self.accelerator == "tcg",
             snapshots=True,
-            control_line=command.HAS_CONTROL_LINE,
+            control_line="ttyS1" if command.HAS_CONTROL_LINE else "",
             console=True,
             statistics=True,
         )
@@ -94,9 +94,7 @@ class QemuBackend:
         return vm if await vm.adopt(handle) else None
 
     def nested_virt_supported(self) -> bool:
-        if self.accelerator != "kvm":
-            return False
-        return any(parameter.read_text().strip() in ("1", "Y") for parameter in NESTED if parameter.exists())
+        return self.accelerator == "kvm" and kvm.nested(NESTED)
 
     def supports_clustering(self) -> bool:
         return True

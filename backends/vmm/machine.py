@@ -102,26 +102,27 @@ class Machine(Specifics):
         made.push_async_callback(self._network.detach, config.member, config.slot)
         tap = await self._network.attach(config.member, slot=config.slot, join=was is None)
         made.callback(files.remove)
-        with ExitStack() as ours:
-            launch = Launch(made, ours, tap, was)
-            program = await self._program(launch)
-            locks = ours.enter_context(disklock.locked_disks(config.disks))
-            launched = await process.spawn(
-                self._host,
-                program.argv,
-                log_file=files.log,
-                pass_fds=(*program.pass_fds, *locks),
-                stdin=program.stdin,
-                cwd=program.cwd,
-                confinement=Confinement(config.bound, program.keeps),
-            )
-        made.callback(launched.close)
-        made.push_async_callback(launched.kill)  # does nothing once it has ended
-        self._process = launched
-        files.pidfile.write_text(f"{launched.pid}\n")
-        made.push_async_callback(self._disconnect)
-        await self._come_up(launched, self._connect(files.socket))
-        await self._come_up(launched, self._bring_up(launch))
+        async with AsyncExitStack() as coming_up:
+            with ExitStack() as ours:
+                launch = Launch(made, coming_up, ours, tap, was)
+                program = await self._program(launch)
+                locks = ours.enter_context(disklock.locked_disks(config.disks))
+                launched = await process.spawn(
+                    self._host,
+                    program.argv,
+                    log_file=files.log,
+                    pass_fds=(*program.pass_fds, *locks),
+                    stdin=program.stdin,
+                    cwd=program.cwd,
+                    confinement=Confinement(config.bound, program.keeps),
+                )
+            made.callback(launched.close)
+            made.push_async_callback(launched.kill)  # does nothing once it has ended
+            self._process = launched
+            files.pidfile.write_text(f"{launched.pid}\n")
+            made.push_async_callback(self._disconnect)
+            await self._come_up(launched, self._connect(files.socket))
+            await self._come_up(launched, self._bring_up(launch))
         # The program may be a wrapper (`FLEETBOX_QEMU`, …): by now it has become the hypervisor.
         self._handle = MachineHandle(identify(launched.pid) or launched.identity, str(files.socket))
 

@@ -47,7 +47,8 @@ class RunFiles:
     def remove(self) -> None:
         """Remove all of it, of a machine that has ended. Raises OSError."""
         lines = (self.control, self.lock, self.console, self.console_lock)
-        for path in (self.socket, *lines, self.pidfile, self.log):
+        # cloud-hypervisor makes a lock of its own beside its socket.
+        for path in (self.socket, control_lock(self.socket), *lines, self.pidfile, self.log):
             path.unlink(missing_ok=True)
 
     def running_pid(self, mark: str) -> int | None:

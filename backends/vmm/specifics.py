@@ -19,11 +19,12 @@ from fleetbox.backends.vmm import endings
 class Launch:
     """What one launch has: `tap` is empty for a machine without a network, `saved` is what a restored one was.
 
-    What is pushed on `made` is released when the machine has ended (or does not come up), on `ours` as soon as its
-    process has inherited it.
+    What is pushed on `made` is released when the machine has ended (or does not come up), on `coming_up` once it has
+    come up, on `ours` as soon as its process has inherited it.
     """
 
     made: AsyncExitStack
+    coming_up: AsyncExitStack
     ours: ExitStack
     tap: str
     saved: Saved | None

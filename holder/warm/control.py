@@ -1,25 +1,34 @@
-"""The control line: a shell on a guest's second serial port, reached through a unix socket that only we can open.
+"""The control line: a shell on a guest's second console, behind a unix socket or a terminal that only we can open.
 
-It is a terminal: lines of at most 4095 bytes go in, and what comes out is mixed with whatever the guest cares to send.
-So an answer is only what ends in a line with a nonce, and everything is read within a limit of bytes and of time.
+It is a terminal in the guest: lines of at most 4095 bytes go in, and what comes out is mixed with whatever it cares to
+send. So an answer is only what ends in a line with a nonce, and everything is read within a limit of bytes and of time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import asyncio.streams
 import contextlib
+import fcntl
+import os
 import re
 import secrets
+import termios
+import tty
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fleetbox.backends.base import timeout_scale
+from fleetbox.backends.vmm.runfiles import control_lock
 from fleetbox.errors import MachineError
 
 OUTPUT_LIMIT_BYTES = 64 * 1024
 _LINE_LIMIT_BYTES = 4095
 _PROBE_S = 2.0  # how long a shell is waited for before it is asked again
 _INTERRUPT = b"\x03"
+_TURN_S = 10.0  # how long one user waits for another
+_TERMINAL = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ControlLine:
@@ -98,18 +107,84 @@ class ControlLine:
 
 
 @asynccontextmanager
-async def open_line(socket: Path) -> AsyncIterator[ControlLine]:
-    """Connect to a machine's control line. Raises MachineError when nobody listens there."""
+async def open_line(path: Path) -> AsyncIterator[ControlLine]:
+    """Open a machine's control line, under its lock: one user at a time, of whom `fleetbox console` may be another.
+
+    Raises MachineError when nobody is at its other end, or somebody else keeps using it.
+    """
+    async with _locked(control_lock(path)):
+        try:
+            terminal = path.is_char_device()
+            reader, writer = await (_open_terminal(path) if terminal else asyncio.open_unix_connection(path))
+        except OSError as e:
+            raise _gone(e.strerror or str(e)) from e
+        try:
+            yield ControlLine(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def _locked(lock: Path) -> AsyncIterator[None]:
     try:
-        reader, writer = await asyncio.open_unix_connection(socket)
+        lock.with_suffix("").stat()  # whose line is gone gets no lock file again
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
         raise _gone(e.strerror or str(e)) from e
     try:
-        yield ControlLine(reader, writer)
+        async with asyncio.timeout(_TURN_S * timeout_scale()):
+            while not _take(fd):  # noqa: ASYNC110 - no event tells when a lock is free
+                await asyncio.sleep(0.05)
+        yield
+    except TimeoutError:
+        raise _gone("somebody else uses it, such as `fleetbox console`") from None
     finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        os.close(fd)
+
+
+def _take(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _open_terminal(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A terminal as a stream, raw: what the guest sends is not echoed back to it, what it sent before is lost."""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as opened:
+        read_end = opened.enter_context(os.fdopen(os.open(path, _TERMINAL), "rb", buffering=0))
+        write_end = opened.enter_context(os.fdopen(os.open(path, _TERMINAL), "wb", buffering=0))
+        tty.setraw(read_end.fileno(), termios.TCSANOW)
+        termios.tcflush(read_end.fileno(), termios.TCIFLUSH)
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        reading, _ = await loop.connect_read_pipe(lambda: protocol, read_end)
+        opened.callback(reading.close)
+        writing, flow = await loop.connect_write_pipe(lambda: _WithReader(reading), write_end)
+        opened.pop_all()  # the transports close them
+    return reader, asyncio.StreamWriter(writing, flow, reader, loop)
+
+
+class _WithReader(asyncio.streams.FlowControlMixin):
+    """The writer's protocol: with it, the reading end is closed as well."""
+
+    def __init__(self, reading: asyncio.ReadTransport) -> None:
+        super().__init__()
+        self._reading = reading
+        self._closed = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._reading.close()
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def _get_close_waiter(self, stream: asyncio.StreamWriter) -> asyncio.Future[None]:
+        return self._closed
 
 
 def _gone(why: str) -> MachineError:

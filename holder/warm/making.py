@@ -154,7 +154,7 @@ class TemplateMaker:
         Raises NoTemplate when a machine boots but cannot be saved here; whatever keeps it from booting as for a member.
         """
         assert isinstance(self.backend, Restores)
-        control_line = control_line and self.backend.capabilities().control_line
+        control_line = control_line and bool(self.backend.capabilities().control_line)
         identity = await asyncio.to_thread(self.backend.snapshot_identity)
         wanted = await asyncio.to_thread(recipe, identity, self.provisioner, spec, image, control_line=control_line)
         store = TemplateStore()

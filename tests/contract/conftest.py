@@ -31,6 +31,7 @@ from fleetbox.backends.base import (
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.identity import ProcessIdentity, is_alive
 from fleetbox.records import MachineHandle
+from tests.simulators import stand_in
 
 _T = TypeVar("_T")
 
@@ -111,6 +112,7 @@ class Bench:
         """A holder with a network; `faults` are the fake's. In its end it kills its machines and closes the network."""
         host = HostThread()
         settings = {k: v for k, v in os.environ.items() if k.startswith("FLEETBOX_")}
+        settings |= stand_in(self.backend_name)
         settings |= DEAF.get(self.backend_name, {}) if deaf else {}
         settings |= {"FLEETBOX_FAKE_FAULTS": faults} if faults else {}
         backend = registry.create(self.backend_name, BackendEnvironment(host, settings))
@@ -185,7 +187,10 @@ class Bench:
         return path.read_text()
 
 
-@pytest.fixture(params=["fake", pytest.param("qemu", marks=pytest.mark.netns)])
+REAL = ("qemu", "cloud-hypervisor")
+
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.netns) for name in REAL)])
 def bench(request: pytest.FixtureRequest) -> Bench:
     """The backend under test, in a network namespace of its own where it makes a real network."""
     if request.param != "fake":

@@ -9,8 +9,24 @@ uses, and against the published API description where `shared/specs` is found be
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-CLOUD_HYPERVISOR = FOLDER / "cloud-hypervisor"
-EMULATED = "FLEETBOX_ACCELERATOR"  # set to "tcg", it tells a backend that its program emulates
+PROGRAMS = {
+    "cloud-hypervisor": ("FLEETBOX_CLOUD_HYPERVISOR", FOLDER / "cloud-hypervisor"),
+    "firecracker": ("FLEETBOX_FIRECRACKER", FOLDER / "firecracker"),
+}
+
+
+def stand_in(backend: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The settings by which a backend takes its simulator: none for the others, nor where a program is named already.
+
+    Guest code is emulated then, and the firmware that is named is not looked at.
+    """
+    variable, program = PROGRAMS.get(backend, ("", FOLDER))
+    if not variable or environ.get(variable):
+        return {}
+    emulated = {"FLEETBOX_ACCELERATOR": "tcg", "FLEETBOX_HYPERVISOR_FIRMWARE": str(program)}
+    return {variable: str(program), **emulated}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from fleetbox.errors import MachineError
+from fleetbox.holder.warm import control
 from fleetbox.holder.warm.control import OUTPUT_LIMIT_BYTES, ControlLine, open_line
 
 
@@ -189,6 +191,32 @@ def test_a_socket_where_nobody_listens_is_an_error(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
+async def behind_a_terminal(folder: Path) -> AsyncIterator[Path]:
+    """The same behind a terminal of its own, as a hypervisor with a pseudo-terminal for its guest has it."""
+    outer, terminal = os.openpty()
+    loop = asyncio.get_running_loop()
+    async with shell(folder) as inner:
+        reader, writer = await asyncio.open_unix_connection(inner)
+
+        async def from_guest() -> None:
+            while data := await reader.read(4096):
+                await asyncio.to_thread(os.write, outer, data)
+
+        relay = asyncio.create_task(from_guest())
+        loop.add_reader(outer, lambda: writer.write(os.read(outer, 4096)))
+        path = folder / "link.ctl"
+        path.symlink_to(os.ttyname(terminal))
+        try:
+            yield path
+        finally:
+            loop.remove_reader(outer)
+            relay.cancel()
+            writer.close()
+            os.close(terminal)
+            os.close(outer)
+
+
+@asynccontextmanager
 async def shell(folder: Path) -> AsyncIterator[Path]:
     """The socket of a real interactive shell on a terminal, echo on, as agetty starts it."""
     main, terminal = os.openpty()
@@ -248,10 +276,13 @@ LEFT_BEHIND = {
 }
 
 
+@pytest.mark.parametrize("kind", [shell, behind_a_terminal], ids=["socket", "terminal"])
 @pytest.mark.parametrize("left", LEFT_BEHIND.values(), ids=LEFT_BEHIND.keys())
-def test_wake_recovers_a_real_shell_from_what_was_left_on_the_line(short_folder: Path, left: bytes) -> None:
+def test_wake_recovers_a_real_shell_from_what_was_left_on_the_line(
+    short_folder: Path, left: bytes, kind: Callable[[Path], AbstractAsyncContextManager[Path]]
+) -> None:
     async def main() -> str:
-        async with shell(short_folder) as path:
+        async with kind(short_folder) as path:
             async with open_line(path) as line:
                 line._writer.write(left)
                 await line._writer.drain()
@@ -262,9 +293,12 @@ def test_wake_recovers_a_real_shell_from_what_was_left_on_the_line(short_folder:
     assert asyncio.run(main()) == "one\ntwo\n"
 
 
-def test_a_real_shell_reports_failure_and_goes_on(short_folder: Path) -> None:
+@pytest.mark.parametrize("kind", [shell, behind_a_terminal], ids=["socket", "terminal"])
+def test_a_real_shell_reports_failure_and_goes_on(
+    short_folder: Path, kind: Callable[[Path], AbstractAsyncContextManager[Path]]
+) -> None:
     async def main() -> str:
-        async with shell(short_folder) as path, open_line(path) as line, asyncio.timeout(60):
+        async with kind(short_folder) as path, open_line(path) as line, asyncio.timeout(60):
             await line.wake()
             with pytest.raises(MachineError) as caught:
                 await line.run("echo to standard error >&2; (exit 3)")
@@ -274,3 +308,35 @@ def test_a_real_shell_reports_failure_and_goes_on(short_folder: Path) -> None:
             return await line.run("for i in $(seq 1000); do echo $i; done")
 
     assert asyncio.run(main()).split() == [str(i) for i in range(1, 1001)]
+
+
+def test_one_user_at_a_time_and_the_next_waits_for_it(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with shell(short_folder) as path:
+            lock = path.with_name("ctl.lock")
+            lock.touch()
+            with lock.open() as other:
+                fcntl.flock(other, fcntl.LOCK_EX)
+                waiting = asyncio.create_task(used(path))
+                await asyncio.sleep(0.2)
+                assert not waiting.done()
+                monkeypatch.setattr(control, "_TURN_S", 0.01)
+                with pytest.raises(MachineError, match="somebody else"):
+                    await used(path)
+            await waiting
+
+    async def used(path: Path) -> None:
+        async with open_line(path) as line:
+            await line.wake()
+
+    asyncio.run(main())
+
+
+def test_what_is_gone_gets_no_lock_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_line(tmp_path / "none.ctl"):
+            pass
+
+    with pytest.raises(MachineError):
+        asyncio.run(main())
+    assert list(tmp_path.iterdir()) == []
