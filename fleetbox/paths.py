@@ -155,6 +155,11 @@ def bin_dir() -> Path:
     return cache_dir() / "bin"
 
 
+def kernels_dir() -> Path:
+    """Kernels that were unpacked for firecracker, by the digest of the packed one."""
+    return cache_dir() / "kernels"
+
+
 def kvm_verdict() -> Path:
     """Whether KVM works here, as it was found out in this boot."""
     return cache_dir() / "kvm.json"
