@@ -118,6 +118,7 @@ class Capabilities:
     machines are `Pauses` and `Snapshots` and the backend itself is `Restores`; `control_line` that its machines are
     `HasControlLine`. `change_on_restore` names what a restored machine may have otherwise than the saved one: any of
     "cpus" and "memory". `console` says that its machines are `HasConsole`, `statistics` that they are `HasStatistics`.
+    `hotplug` that a restored machine may have more fixtures than the saved one.
     """
 
     disk_formats: tuple[DiskFormat, ...]
@@ -133,6 +134,7 @@ class Capabilities:
     change_on_restore: frozenset[str] = frozenset()
     console: bool = False
     statistics: bool = False
+    hotplug: bool = True
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ class Restores(Protocol):
         `config` describes the machine as for `create`: its disks hold what the saved ones held; cpus and memory are
         the same unless `Capabilities.change_on_restore` has them; name, MAC, paths and boot may be others. The saved
         machine decides about the control line. Fixtures: the first ones take the place of those that the saved machine
-        had; further ones are plugged in, and the guest finds them when it runs.
+        had; further ones are plugged in (`Capabilities.hotplug`), and the guest finds them when it runs.
 
         Raises MachineError when the folder is no snapshot, is tied to another `snapshot_identity`, or does not fit
         `config`: nothing is touched then.

@@ -17,6 +17,7 @@ from fleetbox.errors import ConflictError, UsageError
 _MODULES = {
     "cloud-hypervisor": "fleetbox.backends.cloud_hypervisor",
     "qemu": "fleetbox.backends.qemu",
+    "firecracker": "fleetbox.backends.firecracker",
     "fake": "fleetbox.backends.fake",
 }
 

@@ -195,9 +195,12 @@ def spawn_blocking(
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: int = subprocess.DEVNULL,
+    stdout_file: Path | None = None,
     confinement: Confinement = FREE,
 ) -> Process:
     """Start a lasting program in the calling thread, in a session of its own, its output appended to `log_file`.
+
+    Where there is a `stdout_file`, standard output is appended to that instead.
 
     Files and sockets that it makes are its user's only. One that is bound by its `confinement` dies with that thread.
     Raises HostError when the program is not installed or cannot be run.
@@ -205,13 +208,13 @@ def spawn_blocking(
     log.debug("spawn %s", shlex.join(argv))
     if confinement != FREE and programs.find(argv[0]) is None:  # setpriv would say so too late
         raise programs.missing(Path(argv[0]).name)
-    with log_file.open("ab") as output:
+    with log_file.open("ab") as output, (stdout_file or log_file).open("ab") as stdout:
         try:
             child = subprocess.Popen(
                 confined(argv, confinement),
                 stdin=stdin,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=stdout,
+                stderr=output,
                 pass_fds=tuple(pass_fds),
                 env=environment(extra_env),
                 cwd=cwd,
@@ -238,6 +241,7 @@ async def spawn(
     extra_env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     stdin: int = subprocess.DEVNULL,
+    stdout_file: Path | None = None,
     confinement: Confinement = FREE,
 ) -> Process:
     """`spawn_blocking` in the host thread; cancelled in the middle, the program is ended again."""
@@ -250,6 +254,7 @@ async def spawn(
             extra_env=extra_env,
             cwd=cwd,
             stdin=stdin,
+            stdout_file=stdout_file,
             confinement=confinement,
         )
 

@@ -21,6 +21,7 @@ from fleetbox.backends.host.process import Process
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.backends.host.usage import usage
 from fleetbox.backends.vmm import endings, serial
+from fleetbox.backends.vmm.rest import Refused
 from fleetbox.backends.vmm.runfiles import RunFiles
 from fleetbox.backends.vmm.specifics import Launch, Specifics
 from fleetbox.errors import FleetboxError, MachineError
@@ -102,6 +103,7 @@ class Machine(Specifics):
         made.push_async_callback(self._network.detach, config.member, config.slot)
         tap = await self._network.attach(config.member, slot=config.slot, join=was is None)
         made.callback(files.remove)
+        made.callback(self._clean)
         async with AsyncExitStack() as coming_up:
             with ExitStack() as ours:
                 launch = Launch(made, coming_up, ours, tap, was)
@@ -113,6 +115,7 @@ class Machine(Specifics):
                     log_file=files.log,
                     pass_fds=(*program.pass_fds, *locks),
                     stdin=program.stdin,
+                    stdout_file=program.stdout,
                     cwd=program.cwd,
                     confinement=Confinement(config.bound, program.keeps),
                 )
@@ -134,15 +137,19 @@ class Machine(Specifics):
             await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
             if task.done() and task.exception() is None:
                 return
-            if not ended.done():  # a process that aborts closes its socket before it has ended
+            error = task.exception() if task.done() else None
+            refused = error if isinstance(error, Refused) else None
+            if not ended.done() and refused is None:  # a process that aborts closes its socket before it has ended
                 await asyncio.wait({ended}, timeout=1)
             words = process.tail(self._files.log)
             said = ""
-            if ended.done():
+            if refused is not None:
+                said = str(refused)  # better than what a process says that ends for it
+            elif ended.done():
                 said = self._cause(words) or endings.exit_words(self.hypervisor, ended.result(), words)
             raise MachineError(
                 f"{self.config.name} did not start",
-                why=said or str((task.done() and task.exception()) or "its process has ended"),
+                why=said or str(error or "its process has ended"),
                 hint="see `fleetbox doctor`",
                 details=words,
             )
@@ -167,6 +174,7 @@ class Machine(Specifics):
             kept.push_async_callback(self._network.detach, self.config.member, self.config.slot)
             kept.callback(api_socket.unlink, missing_ok=True)
             kept.callback(self._files.remove)
+            kept.callback(self._clean)
             if self.config.memory_file is not None:
                 kept.callback(self.config.memory_file.unlink, missing_ok=True)
             self._process, self._handle = found, handle

@@ -19,6 +19,7 @@ from fleetbox.backends.host import process
 from fleetbox.errors import MachineError
 
 ANSWER_S = 30.0
+_READY_POLL_S = 0.005
 MAX_ANSWER_BYTES = 4 << 20
 _CHUNK = 1 << 16
 
@@ -53,6 +54,24 @@ class Api:
         if not isinstance(answer, dict):
             raise self._silent("GET", path, "its answer is not a JSON object")
         return answer
+
+    async def ready(self, path: str, timeout_s: float) -> None:
+        """Return when a process that has just been launched answers GET on its API; `timeout_s` is scaled.
+
+        Nothing tells when a program that makes its own socket listens on it. The caller watches the process. Raises
+        Refused, and NoAnswer after that time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s * timeout_scale()
+        while True:
+            try:
+                await self.get(path, timeout_s=timeout_s)
+                return
+            except NoAnswer as e:
+                absent = isinstance(e.__cause__, (FileNotFoundError, ConnectionError))
+                if not absent or loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_READY_POLL_S)
 
     async def put(self, path: str, body: object = None, *, timeout_s: float = ANSWER_S) -> Any:
         """PUT `body` as JSON (None: no body); the answer's JSON, None when it has none. Raises Refused and NoAnswer."""

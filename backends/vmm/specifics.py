@@ -34,12 +34,14 @@ class Launch:
 class Program:
     """A hypervisor's process to be: its arguments, the descriptors that it inherits, its working folder.
 
+    Its output goes to the machine's `RunFiles.log`, or its standard output alone, appended, to `stdout`.
     `keeps` are the capabilities that it needs of root's (`fleetbox.backends.host.confinement`); None: all of them.
     """
 
     argv: Sequence[str]
     pass_fds: tuple[int, ...] = ()
     stdin: int = subprocess.DEVNULL
+    stdout: Path | None = None
     cwd: Path | None = None
     keeps: tuple[str, ...] | None = None
 
@@ -97,6 +99,9 @@ class Specifics(abc.ABC):
     async def _quit(self) -> bool:
         """Ask the process to end itself, before it is sent a signal; False where there is no such request."""
         return False
+
+    def _clean(self) -> None:  # noqa: B027 - most have nothing else
+        """Remove what only this hypervisor has in `run_dir`, of a machine that has ended. Raises OSError."""
 
     async def _drained(self) -> None:  # noqa: B027 - most have nothing to drain
         """Once the process has ended: return when all that it had said is heard."""

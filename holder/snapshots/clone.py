@@ -197,6 +197,12 @@ def spec_of_clone(saved: MemberRecord, wanted: SpecChange, capabilities: Capabil
         raise UsageError("a disk cannot shrink", why=f"the saved one has {format_size(old.disk_bytes)}")
     if saved.state is not MemberState.RUNNING:
         return spec
+    if added and not capabilities.hotplug:
+        raise HostError(
+            f"a clone of {saved.name} cannot have further fixtures",
+            why="it was saved while it ran, and its hypervisor plugs nothing in",
+            hint="leave --fixture out, or save it while it is stopped",
+        )
     for field, word in (("cpus", "cpus"), ("memory_bytes", "memory"), ("disk_bytes", "disk")):
         if getattr(spec, field) != getattr(old, field) and word not in capabilities.change_on_restore:
             raise HostError(

@@ -329,7 +329,11 @@ async def source_for(
     emit: Emit,
 ) -> TemplateSource | None:
     """Where the new members of a request are cloned from; None where they are to be booted."""
-    if request.cold or not members.backend.capabilities().snapshots:
+    able = members.backend.capabilities()
+    if request.cold or not able.snapshots:
+        return None
+    if spec.fixtures and not able.hotplug:
+        emit(Notice(f"the members boot cold: {members.backend.name} cannot plug their fixtures into a clone"))
         return None
     maker = TemplateMaker(
         cluster=cluster,

@@ -21,6 +21,7 @@ from fleetbox.backends.base import (
     Adopts,
     Backend,
     BackendEnvironment,
+    DirectBoot,
     Disk,
     FirmwareBoot,
     Network,
@@ -31,6 +32,7 @@ from fleetbox.backends.base import (
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.identity import ProcessIdentity, is_alive
 from fleetbox.records import MachineHandle
+from tests import tinykernel
 from tests.simulators import stand_in
 
 _T = TypeVar("_T")
@@ -40,6 +42,9 @@ LIMIT_S = 60.0 * timeout_scale()
 
 # A guest that neither answers nor listens: QEMU's firmware without a system is one, the fake needs to be told.
 DEAF = {"fake": {"FLEETBOX_FAKE_FAULTS": "stop=hang,address=hang"}}
+
+
+NEEDS_KERNEL = {"firecracker"}  # boots no firmware
 
 
 @dataclass
@@ -88,7 +93,7 @@ class Bench:
         return self.folder / "run"
 
     def config(self, name: str, *, mac: str, ip: str) -> VMConfig:
-        """A small machine without an operating system: firmware that finds nothing to boot."""
+        """A small machine without an operating system: firmware that finds nothing to boot, or a kernel that halts."""
         disk = self.folder / f"{name}, disk=1.img"
         with disk.open("ab") as file:
             file.truncate(1 << 20)
@@ -97,13 +102,18 @@ class Bench:
             run_dir=self.run_dir,
             disks=(Disk(disk, "raw"),),
             seed=None,
-            boot=FirmwareBoot(),
+            boot=self.boot(),
             mac=mac,
             cpus=1,
             memory_bytes=64 << 20,
             serial_log=self.folder / f"{name}, serial.log",
             assigned_ip=ip,
         )
+
+    def boot(self) -> DirectBoot | FirmwareBoot:
+        if self.backend_name not in NEEDS_KERNEL:
+            return FirmwareBoot()
+        return DirectBoot(tinykernel.write(self.folder / "kernel, tiny"), None, "")
 
     @contextlib.asynccontextmanager
     async def holder(
@@ -187,7 +197,7 @@ class Bench:
         return path.read_text()
 
 
-REAL = ("qemu", "cloud-hypervisor")
+REAL = ("qemu", "cloud-hypervisor", "firecracker")
 
 
 @pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.netns) for name in REAL)])

@@ -178,6 +178,10 @@ def test_fixtures_are_added_at_a_restore_and_stay(bench: Bench) -> None:
                 path = bench.folder / f"fixture, {number}=.img"
                 path.write_bytes(bytes(1 << 16))
                 fixtures.append(Disk(path, "raw", read_only=True, serial=f"fixture-{number}"))
+            if not holder.backend.capabilities().hotplug:
+                with pytest.raises(MachineError):
+                    await restored(holder, await other_config(holder, fixtures=tuple(fixtures[:2])), folder)
+                return
             vm = await restored(holder, await other_config(holder, fixtures=tuple(fixtures[:2])), folder)
             await vm.start()
             await pauses(vm).resume()
@@ -188,6 +192,22 @@ def test_fixtures_are_added_at_a_restore_and_stay(bench: Bench) -> None:
             vm = await restored(holder, await other_config(holder, "node-3", fixtures=tuple(fixtures)), second)
             await vm.start()
             assert vm.state() is State.PAUSED
+            await pauses(vm).resume()
+            assert vm.state() is State.RUNNING
+
+    bench.run(scenario)
+
+
+def test_fixtures_that_were_there_are_there_after_a_restore(bench: Bench) -> None:
+    async def scenario() -> None:
+        async with bench.holder() as holder:
+            folder = fresh(bench)
+            path = bench.folder / "fixture, 0=.img"
+            path.write_bytes(bytes(1 << 16))
+            fixtures = (Disk(path, "raw", read_only=True, serial="fixture-0"),)
+            await snapshots(await paused(holder, fixtures=fixtures)).snapshot(folder)
+            vm = await restored(holder, await other_config(holder, fixtures=fixtures), folder)
+            await vm.start()
             await pauses(vm).resume()
             assert vm.state() is State.RUNNING
 

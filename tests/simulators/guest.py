@@ -152,6 +152,10 @@ class Running:
     def press_power_button(self) -> None:
         self._qmp.execute("system_powerdown")
 
+    def press_ctrl_alt_del(self) -> None:
+        keys = [{"type": "qcode", "data": key} for key in ("ctrl", "alt", "delete")]
+        self._qmp.execute("send-key", {"keys": keys})
+
     def quit(self) -> None:
         self._qmp.execute("quit")
 

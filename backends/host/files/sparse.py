@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -13,6 +14,9 @@ from typing import BinaryIO
 from fleetbox.backends.host.files.worker import Meter, Stop
 
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
 _BLOCK = 1 << 18
 _ZEROS = bytes(_BLOCK)
 
@@ -81,6 +85,29 @@ def copy_file(source: Path, target: Path, stop: Stop, meter: Meter | None = None
         if not cloned:
             os.ftruncate(writer.fileno(), size)
     return digest.hexdigest()
+
+
+def dig_holes(path: Path, stop: Stop) -> None:
+    """Make holes of a file's blocks of zeros; what is read from it stays the same. Raises OSError.
+
+    Nothing happens where the file system has no holes.
+    """
+    with path.open("r+b", buffering=0) as file:
+        for offset, data, length in _blocks(file, os.fstat(file.fileno()).st_size):
+            stop.check()
+            if data is not None and bytes(data) == _ZEROS[:length] and not _punch(file.fileno(), offset, length):
+                return
+
+
+def _punch(fd: int, offset: int, length: int) -> bool:
+    """Whether the file system could (fallocate(2))."""
+    how = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    if _libc.fallocate(fd, how, ctypes.c_int64(offset), ctypes.c_int64(length)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
