@@ -330,7 +330,7 @@ class _VMM:
                 raise Refused(500, *failed, problem)
         ranges = folder / "memory-ranges"
         if body.get("memory_restore_mode") == "OnDemand" and not ranges.exists():
-            # https://github.com/cloud-hypervisor/cloud-hypervisor/issues/8848
+            # issue 8848 of cloud-hypervisor
             raise Refused(500, *failed, "On-demand restore failed", "No such file or directory (os error 2)")
         with tempfile.TemporaryDirectory() as scratch:
             if state["qemu"]:
