@@ -1,7 +1,7 @@
 """Which backend a cluster gets, and why.
 
 The order: what the user said (flag, then `FLEETBOX_BACKEND`), what the existing cluster was made with, what suits the
-host. A backend's module is imported only when it is chosen.
+host: cloud-hypervisor where KVM works, else qemu (ADR 12). A backend's module is imported only when it is chosen.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A backend's name and the reason for it, in words."""
+    """A backend's name and the reason for it, in words.
+
+    `otherwise` is what to take when the chosen one turns out not to be usable, empty when it was asked for.
+    """
 
     name: str
     reason: str
+    otherwise: str = ""
 
 
 def names() -> tuple[str, ...]:
@@ -36,7 +40,7 @@ def names() -> tuple[str, ...]:
 
 
 def choose(flag: str = "", recorded: str = "") -> Choice:
-    """Decide on a backend.
+    """Decide on a backend. Blocks for a second at most, the first time on a host.
 
     Raises UsageError for an unknown one, ConflictError when an existing cluster was made with another.
     """
@@ -52,7 +56,17 @@ def choose(flag: str = "", recorded: str = "") -> Choice:
         return Choice(recorded, "the cluster was made with it")
     if wanted:
         return Choice(wanted, reason)
-    return Choice("qemu", "auto: runs everywhere, with or without KVM")
+    return _auto()
+
+
+def _auto() -> Choice:
+    """cloud-hypervisor where KVM works, qemu where guests have to be emulated."""
+    from fleetbox.backends.qemu import accelerator
+
+    found = accelerator.probe()
+    if found.name != "kvm":
+        return Choice("qemu", f"auto: it emulates, as KVM is not used: {found.reason}")
+    return Choice("cloud-hypervisor", f"auto: KVM works: {found.reason}", otherwise="qemu")
 
 
 def create(name: str, environment: BackendEnvironment) -> Backend:

@@ -5,6 +5,7 @@ Each is made sure of when an operation first needs it. Callers hold the cluster'
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -59,12 +60,21 @@ class Ground:
         self, existing: ClusterRecord | None, request: wire.UpRequest, spec: MemberSpec
     ) -> Backend:
         """The cluster's backend; a cluster that is not there yet gets its record, in memory."""
-        choice = registry.choose(request.backend, existing.backend if existing else "")
+        choice = await asyncio.to_thread(registry.choose, request.backend, existing.backend if existing else "")
         if request.network == "private":
             raise HostError("private networks are not built yet", hint="leave --network out (root is needed for now)")
         if self.backend is None:
-            backend = registry.create(choice.name, BackendEnvironment(self._host, dict(os.environ), self._emit))
-            await backend.check()
+            surroundings = BackendEnvironment(self._host, dict(os.environ), self._emit)
+            backend = registry.create(choice.name, surroundings)
+            try:
+                await backend.check()
+            except HostError as e:
+                if not choice.otherwise:
+                    raise
+                choice = registry.Choice(choice.otherwise, f"auto: {choice.name} cannot be used: {e}")
+                self._emit(wire.Notice(f"the backend is {choice.name}: {e}"))
+                backend = registry.create(choice.name, surroundings)
+                await backend.check()
             self.backend = backend
         if existing is None:
             if request.owner is not None:

@@ -56,6 +56,22 @@ def check_kvm_access(device: Path = KVM) -> Check:
     return Check("kvm access", "warn", f"{user} may not open {device} (group {owner})", hint, fixable=owner == GROUP)
 
 
+def check_pinned(name: str) -> Check:
+    """Which program of a hypervisor with a pinned release is used, and its version."""
+    from fleetbox.backends.vmm import pinned
+
+    try:
+        found = pinned.find(name)
+    except HostError as e:
+        return Check(name, "warn", f"{e.message}: {e.why}" if e.why else e.message, e.hint)
+    passed_over = pinned.passed_over(name)
+    beside = f"; not the one on PATH: {passed_over}" if passed_over else ""
+    if found is None:
+        release = pinned.pins()[name].version
+        return Check(name, "ok", f"not here; version {release} is downloaded when it is first used{beside}")
+    return Check(name, "ok", f"{found.path}, version {found.version} ({found.source}){beside}")
+
+
 def check_qemu() -> Check:
     """QEMU's version, and whether it can confine itself."""
     from fleetbox.backends.qemu import binary

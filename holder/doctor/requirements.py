@@ -30,6 +30,11 @@ def requirements() -> list[Requirement]:
         Requirement("backend", "it runs the machines", hypervisor.check_backend),
         Requirement("kvm", "without it machines are emulated, and boot many times slower", hypervisor.check_kvm),
         Requirement("kvm access", "only who may open /dev/kvm can use it", hypervisor.check_kvm_access),
+        Requirement(
+            "cloud-hypervisor",
+            "it runs the machines where KVM works",
+            partial(hypervisor.check_pinned, "cloud-hypervisor"),
+        ),
         *(Requirement(p.name, f"it {p.purpose}", partial(check_program, p)) for p in programs.PROGRAMS),
         Requirement("network", "each cluster has a bridge, taps and rules of its own", network.check),
         Requirement("subnets", "a cluster's addresses must clash with no route of this host", network.check_subnets),

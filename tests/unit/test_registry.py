@@ -11,6 +11,8 @@ from fleetbox.backends import registry
 from fleetbox.backends.base import BackendEnvironment
 from fleetbox.backends.fake import FakeBackend
 from fleetbox.backends.host.thread import HostThread
+from fleetbox.backends.qemu import accelerator
+from fleetbox.backends.qemu.accelerator import Accelerator
 from fleetbox.errors import ConflictError, UsageError
 
 
@@ -22,7 +24,6 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flag", "environment", "recorded", "name", "reason"),
     [
-        ("", "", "", "qemu", "auto"),
         ("fake", "", "", "fake", "--backend"),
         ("fake", "qemu", "", "fake", "--backend"),
         ("", "fake", "", "fake", "FLEETBOX_BACKEND"),
@@ -38,6 +39,26 @@ def test_backend_is_chosen_for_a_reason(
     choice = registry.choose(flag, recorded)
     assert choice.name == name
     assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "otherwise"),
+    [
+        (Accelerator("kvm", "it ran guest code", True), "cloud-hypervisor", "qemu"),
+        (Accelerator("kvm", "FLEETBOX_ACCELERATOR says so", None), "cloud-hypervisor", "qemu"),
+        (Accelerator("tcg", "/dev/kvm is denied", False), "qemu", ""),
+        (Accelerator("tcg", "FLEETBOX_ACCELERATOR says so", None), "qemu", ""),
+    ],
+)
+def test_auto_goes_by_kvm_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, found: Accelerator, name: str, otherwise: str
+) -> None:
+    monkeypatch.setattr(accelerator, "probe", lambda: found)
+    choice = registry.choose()
+    assert (choice.name, choice.otherwise) == (name, otherwise)
+    assert choice.reason.startswith("auto")
+    assert found.reason in choice.reason
+    assert registry.choose(name).otherwise == "", "what was asked for is taken or refused"
 
 
 def test_unknown_backend_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
