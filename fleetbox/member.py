@@ -6,7 +6,8 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from fleetbox import paths, ssh
 from fleetbox.errors import MachineError, NotFoundError
@@ -32,7 +33,10 @@ class SSHResult(NamedTuple):
 
 
 class Member:
-    """One member of a cluster, by name. Nothing is cached: every property reads the record as it is now."""
+    """One member of a cluster, by name. Nothing is cached: every property reads the record as it is now.
+
+    As a context manager it is destroyed at the end.
+    """
 
     def __init__(self, cluster: str, name: str) -> None:
         self.cluster = cluster
@@ -46,6 +50,14 @@ class Member:
 
     def __hash__(self) -> int:
         return hash(self.ref)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
 
     @property
     def ref(self) -> str:

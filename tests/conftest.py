@@ -15,6 +15,8 @@ from pyroute2 import IPRoute
 from fleetbox.backends.base import timeout_scale as _timeout_scale
 from tests.home import clean_home
 
+collect_ignore = ["consumer"]  # a project of its own
+
 TESTS = Path(__file__).parent
 TIERS = ("unit", "contract", "cli", "repo", "process", "vm")  # fast to slow
 LIMIT_S = {"vm": 900.0}

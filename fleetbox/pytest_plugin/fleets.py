@@ -44,8 +44,8 @@ class FleetCluster(Cluster):
         """Take down an event."""
         self.seen.append((time.time(), event))
 
-    def save(self) -> None:
-        """Keep the state as it is now for `reset`; where the backend cannot save, `reset` will say so."""
+    def keep(self) -> None:
+        """Save the state as it is now for `reset`; where the backend cannot save, `reset` will say so."""
         try:
             self._first = snapshots.save(self, on_event=self.saw)
         except HostError as e:
@@ -124,7 +124,7 @@ class Fleet:
         with ctrl_c_ends_the_run():
             up(cluster.name, backend=backend, bound=True, on_event=cluster.saw, **words)
             if save:
-                cluster.save()
+                cluster.keep()
         return cluster
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.distribution import copy_tree
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
     "fleetbox": "fleetbox",
@@ -36,22 +38,7 @@ def wanted() -> dict[str, Path]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(sdist, wheel): the sdist of a copy of the tree, and the wheel of that sdist."""
     folder = tmp_path_factory.mktemp("dist")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout
-    copied = subprocess.run(
-        ["tar", "-c", "--null", "--ignore-failed-read", "-T", "-"],
-        cwd=ROOT,
-        input=listed,
-        capture_output=True,
-        check=False,
-    )
-    source = folder / "source"
-    source.mkdir()
-    subprocess.run(["tar", "-x", "-C", source], input=copied.stdout, check=True)
+    source = copy_tree(folder)
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,1 +1,0 @@
-"""`fleetbox prune`: what nobody owns is found and removed, and nothing else."""
