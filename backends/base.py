@@ -173,7 +173,7 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a machine's process ended: `code` is None when it was adopted, as only a parent learns it.
+    """How a machine's process ended: `code` is None where nobody who can be asked is its parent, as of an adopted one.
 
     `reason` is in words for a user: "powered off by the guest", "killed by signal 9", the process's last output.
     """
@@ -274,6 +274,18 @@ class Adopts(Protocol):
 
     async def adopt(self, config: VMConfig, network: Network, handle: MachineHandle) -> VM | None:
         """Take over a machine that an earlier holder started; None when exactly that process is gone."""
+
+
+@runtime_checkable
+class KeepsDisks(Protocol):
+    """Backends whose machines run on copies of the disks, elsewhere.
+
+    A disk's file is up to date while a machine is paused for its snapshot, and from the machine's end on; not when no
+    holder was there at its end. `start` sees to that by itself.
+    """
+
+    async def bring_home(self, disk: Disk) -> None:
+        """Make the file of a disk that no machine of this holder runs on up to date. Raises DiskError, HolderError."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ _MODULES = {
     "qemu": "fleetbox.backends.qemu",
     "firecracker": "fleetbox.backends.firecracker",
     "fake": "fleetbox.backends.fake",
+    "remote": "fleetbox.backends.remote",
 }
 
 

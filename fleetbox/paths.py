@@ -174,6 +174,11 @@ def holder_socket(cluster: str) -> Path:
     return checked_socket(cluster_runtime_dir(cluster) / "holder.sock")
 
 
+def helper_socket() -> Path:
+    """Where the helper of the `remote` backend listens unless told otherwise."""
+    return checked_socket(runtime_dir() / "helper.sock")
+
+
 def holder_pidfile(cluster: str) -> Path:
     return cluster_runtime_dir(cluster) / "holder.pid"
 

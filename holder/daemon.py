@@ -28,7 +28,7 @@ from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Operation, Work
 from fleetbox.holder.orchestrator import Orchestrator
-from fleetbox.holder.server import bind, make_server
+from fleetbox.holder.server import bind, cluster_routes, make_server
 from fleetbox.holder.store import ClusterStore
 from fleetbox.identity import identify
 from fleetbox.records import HolderRecord
@@ -131,7 +131,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked_to_end, number)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_hand_over)
-        server = make_server(self)
+        server = make_server(self, cluster_routes(self))
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         idle = loop.call_later(FIRST_REQUEST_LIMIT_S * timeout_scale(), self._end_if_unasked)
         ready({"ready": True})

@@ -1,4 +1,4 @@
-"""The control socket: HTTP/JSON for one cluster, to its owner alone (see `fleetbox.wire`)."""
+"""The control socket: HTTP/JSON for one cluster, or of a remote helper, to its owner alone (see `fleetbox.wire`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -33,12 +33,22 @@ _STATUS = {UsageError.code: 400, NotFoundError.code: 404, ProtocolError.code: 42
 T = TypeVar("T")
 
 
-class ClusterService(Protocol):
+class Service(Protocol):
     """What the server serves."""
 
     cluster: str
 
-    def status(self) -> wire.ClusterStatus: ...
+    def status(self) -> msgspec.Struct: ...
+
+    def work(self, operation: str, body: bytes) -> Work:
+        """The work of an operation. Raises UsageError for a request that cannot be understood, NotFoundError."""
+
+    def begun(self, operation: Operation) -> None:
+        """An operation has begun; raises HolderEnding when the holder is about to end."""
+
+
+class ClusterService(Service, Protocol):
+    """What the server of a cluster serves."""
 
     async def statistics(self) -> wire.ClusterStatistics:
         """What the running members use."""
@@ -48,12 +58,6 @@ class ClusterService(Protocol):
 
     def events(self, since: int, *, follow: bool) -> AsyncIterator[bytes]:
         """The cluster's events after number `since` as JSON lines; with `follow`, to the holder's end."""
-
-    def work(self, operation: str, body: bytes) -> Work:
-        """The work of an operation. Raises UsageError for a request that cannot be understood, NotFoundError."""
-
-    def begun(self, operation: Operation) -> None:
-        """An operation has begun; raises HolderEnding when the holder is about to end."""
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -90,10 +94,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def make_server(service: ClusterService) -> Server:
-    """The server; run `serve(sockets=[listening])`."""
+def make_server(service: Service, routes: Sequence[Route]) -> Server:
+    """The server, with the further `routes` of its service; run `serve(sockets=[listening])`."""
     config = uvicorn.Config(
-        _application(service),
+        _application(service, routes),
         http=OwnerOnlyProtocol,
         ws="none",
         lifespan="off",
@@ -107,14 +111,15 @@ def make_server(service: ClusterService) -> Server:
     return Server(config)
 
 
-def _json(value: Any, status: int = 200) -> Response:
+def answer(value: Any, status: int = 200) -> Response:
+    """A JSON document."""
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def _guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
     """Check the protocol's version, and answer errors as JSON."""
 
-    async def guarded(request: Request) -> Response:
+    async def checked(request: Request) -> Response:
         try:
             spoken = request.headers.get(wire.PROTOCOL_HEADER, "")
             if spoken != str(wire.PROTOCOL):
@@ -126,9 +131,9 @@ def _guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
             response: Response = await handler(request)
             return response
         except FleetboxError as e:
-            return _json(e.to_wire(), _STATUS.get(e.code, 500))
+            return answer(e.to_wire(), _STATUS.get(e.code, 500))
 
-    return guarded
+    return checked
 
 
 async def _body(request: Request) -> bytes:
@@ -140,28 +145,14 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _application(service: ClusterService) -> Starlette:
+def _application(service: Service, routes: Sequence[Route]) -> Starlette:
     running: dict[str, Operation] = {}
 
     async def ping(request: Request) -> Response:
-        return _json(wire.Ping(service.cluster, __version__, wire.PROTOCOL, os.getpid()))
+        return answer(wire.Ping(service.cluster, __version__, wire.PROTOCOL, os.getpid()))
 
     async def status(request: Request) -> Response:
-        return _json(service.status())
-
-    async def statistics(request: Request) -> Response:
-        return _json(await service.statistics())
-
-    async def console(request: Request) -> Response:
-        return _json(service.console(request.path_params["member"]))
-
-    async def events(request: Request) -> Response:
-        query = request.query_params
-        since = query.get("since", "0")
-        if not since.isascii() or not since.isdigit() or len(since) > 15:
-            raise UsageError("since is not the number of an event", why=f"it is {since[:40]!r}")
-        lines = service.events(int(since), follow=query.get("follow", "1") != "0")
-        return StreamingResponse(lines, media_type="application/x-ndjson")
+        return answer(service.status())
 
     async def operate(request: Request) -> Response:
         name = request.path_params["name"]
@@ -192,19 +183,41 @@ def _application(service: ClusterService) -> Starlette:
         if operation is None:
             raise NotFoundError("there is no such operation under way")
         operation.cancel()
-        return _json({"cancelled": operation.id})
+        return answer({"cancelled": operation.id})
 
     return Starlette(
         routes=[
-            Route("/v1/ping", _guarded(ping), methods=["GET"]),
-            Route("/v1/status", _guarded(status), methods=["GET"]),
-            Route("/v1/statistics", _guarded(statistics), methods=["GET"]),
-            Route("/v1/consoles/{member}", _guarded(console), methods=["GET"]),
-            Route("/v1/events", _guarded(events), methods=["GET"]),
-            Route("/v1/ops/{name}", _guarded(operate), methods=["POST"]),
-            Route("/v1/ops/{id}/cancel", _guarded(cancel), methods=["POST"]),
+            Route("/v1/ping", guarded(ping), methods=["GET"]),
+            Route("/v1/status", guarded(status), methods=["GET"]),
+            Route("/v1/ops/{name}", guarded(operate), methods=["POST"]),
+            Route("/v1/ops/{id}/cancel", guarded(cancel), methods=["POST"]),
+            *routes,
         ]
     )
+
+
+def cluster_routes(service: ClusterService) -> list[Route]:
+    """What the server of a cluster serves besides."""
+
+    async def statistics(request: Request) -> Response:
+        return answer(await service.statistics())
+
+    async def console(request: Request) -> Response:
+        return answer(service.console(request.path_params["member"]))
+
+    async def events(request: Request) -> Response:
+        query = request.query_params
+        since = query.get("since", "0")
+        if not since.isascii() or not since.isdigit() or len(since) > 15:
+            raise UsageError("since is not the number of an event", why=f"it is {since[:40]!r}")
+        lines = service.events(int(since), follow=query.get("follow", "1") != "0")
+        return StreamingResponse(lines, media_type="application/x-ndjson")
+
+    return [
+        Route("/v1/statistics", guarded(statistics), methods=["GET"]),
+        Route("/v1/consoles/{member}", guarded(console), methods=["GET"]),
+        Route("/v1/events", guarded(events), methods=["GET"]),
+    ]
 
 
 def bind(path: os.PathLike[str]) -> socket.socket:

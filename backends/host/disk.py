@@ -285,14 +285,14 @@ def _copy_blocking(base: Path, target: Path, virtual_bytes: int, stop: threading
         except OSError:  # another file system, or one without reflinks
             info = os.fstat(source.fileno())
             free_space_preflight(target.parent, min(info.st_blocks * 512, info.st_size))
-            for start, end in _data_extents(source.fileno(), info.st_size):
+            for start, end in data_extents(source.fileno(), info.st_size):
                 _copy_range(source.fileno(), copy.fileno(), start, end, stop)
         copy.truncate(virtual_bytes)
 
 
-def _data_extents(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-    """Where a file has data, as (start, end) offsets; the rest is holes."""
-    end = 0
+def data_extents(fd: int, size_bytes: int, begin: int = 0) -> Iterator[tuple[int, int]]:
+    """Where a file has data from `begin` on, as (start, end) offsets; the rest is holes."""
+    end = begin
     while end < size_bytes:
         try:
             start = os.lseek(fd, end, os.SEEK_DATA)

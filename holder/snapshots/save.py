@@ -18,7 +18,7 @@ import msgspec
 import psutil
 
 from fleetbox import wire
-from fleetbox.backends.base import VM, Backend, Lease, Restores, Snapshots
+from fleetbox.backends.base import VM, Backend, KeepsDisks, Lease, Restores, Snapshots
 from fleetbox.backends.host import disk as disks
 from fleetbox.backends.host.files import worker
 from fleetbox.errors import HostError
@@ -79,7 +79,7 @@ async def save(
                 await pause_all(machines, standing)
                 paused_at = time.monotonic()
                 await arrive("save.paused")
-                await together(*(_save_still(member, machines.get(member.name), folder) for member in members))
+                await together(*(_save_still(member, machines.get(member.name), backend, folder) for member in members))
                 await standing.aclose()
         pause_s = time.monotonic() - paused_at
         await arrive("save.resumed")
@@ -105,13 +105,15 @@ def _as_saved(member: MemberRecord, *, runs: bool) -> MemberRecord:
     )
 
 
-async def _save_still(member: MemberRecord, vm: VM | None, folder: Path) -> None:
+async def _save_still(member: MemberRecord, vm: VM | None, backend: Backend, folder: Path) -> None:
     """What must be saved while the machine stands still."""
     if vm is not None:
         assert isinstance(vm, Snapshots)
         await vm.snapshot(folder / member.name)
         await arrive("save.memory")
     disk = find_disk(Path(member.folder), member.slot)
+    if vm is None and isinstance(backend, KeepsDisks):
+        await backend.bring_home(disk)
     await disks.copy_disk(disk.path, disk_in_slot(folder / member.name, 0, disk.format).path)
     await arrive("save.disk")
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from fleetbox.backends.base import (
     BackendEnvironment,
     DirectBoot,
     Disk,
+    ExitStatus,
     FirmwareBoot,
     Network,
     NetworkSpec,
@@ -33,6 +34,7 @@ from fleetbox.backends.host.thread import HostThread
 from fleetbox.identity import ProcessIdentity, is_alive
 from fleetbox.records import MachineHandle
 from tests import tinykernel
+from tests.remotehelper import Helper
 from tests.simulators import stand_in
 
 _T = TypeVar("_T")
@@ -87,6 +89,16 @@ class Bench:
     backend_name: str
     home: Path
     folder: Path
+    helper: Helper | None = None  # of the remote backend
+
+    @property
+    def hypervisor(self) -> str:
+        """The backend that runs the machines."""
+        return self.helper.backend if self.helper else self.backend_name
+
+    def tells_right_code(self, adopted: ExitStatus) -> bool:
+        """Whether an adopted machine has an exit code where one is known: the helper is its parent, we are not."""
+        return (adopted.code is not None) == (self.helper is not None)
 
     @property
     def run_dir(self) -> Path:
@@ -123,8 +135,11 @@ class Bench:
         host = HostThread()
         settings = {k: v for k, v in os.environ.items() if k.startswith("FLEETBOX_")}
         settings |= stand_in(self.backend_name)
-        settings |= DEAF.get(self.backend_name, {}) if deaf else {}
+        settings |= DEAF.get(self.hypervisor, {}) if deaf else {}
         settings |= {"FLEETBOX_FAKE_FAULTS": faults} if faults else {}
+        if self.helper:
+            self.helper.faults(settings.get("FLEETBOX_FAKE_FAULTS", ""))
+            settings["FLEETBOX_REMOTE"] = str(self.helper.socket)
         backend = registry.create(self.backend_name, BackendEnvironment(host, settings))
         try:
             network = await backend.create_network(NetworkSpec(CLUSTER, "host", subnet=subnet, leases=leases or {}))
@@ -177,14 +192,16 @@ class Bench:
 
     def processes(self) -> list[int]:
         """Running processes that were started on this bench, without the network's name server."""
-        needle = b"FLEETBOX_HOME=" + os.fsencode(self.home) + b"\0"
+        homes = [self.home, *([self.helper.folder] if self.helper else [])]
+        needles = [b"FLEETBOX_HOME=" + os.fsencode(home) + b"\0" for home in homes]
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                named = needle in (entry / "environ").read_bytes()  # a zombie's is empty
+                environ = (entry / "environ").read_bytes()  # a zombie's is empty
+                named = any(needle in environ for needle in needles)
                 if named and (entry / "comm").read_text() != "dnsmasq\n":
                     found.append(int(entry.name))
-        return [pid for pid in found if pid != os.getpid()]
+        return [pid for pid in found if pid not in (os.getpid(), self.helper.pid if self.helper else 0)]
 
     def assert_nothing_runs(self) -> None:
         """No process, pidfile, socket or FIFO of a machine is left; a log may be."""
@@ -198,17 +215,37 @@ class Bench:
 
 
 REAL = ("qemu", "cloud-hypervisor", "firecracker")
+REMOTE = "remote-"
+# What a real hypervisor adds behind the remote backend: files, memory and processes that are the helper's.
+REMOTE_QEMU = ("test_adoption_contract", "test_snapshot_contract")
 
 
-@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.netns) for name in REAL)])
-def bench(request: pytest.FixtureRequest) -> Bench:
-    """The backend under test, in a network namespace of its own where it makes a real network."""
-    if request.param != "fake":
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test over every backend; over `remote` with real machines where that makes a difference."""
+    if "bench" in metafunc.fixturenames:
+        more = (f"{REMOTE}qemu",) if metafunc.module.__name__.rpartition(".")[2] in REMOTE_QEMU else ()
+        names = ("fake", *REAL, f"{REMOTE}fake", *more)
+        params = [n if n.endswith("fake") else pytest.param(n, marks=pytest.mark.netns) for n in names]
+        metafunc.parametrize("bench", params, indirect=True)
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """The backend under test, in a network namespace of its own where it makes a real network.
+
+    `remote` drives a helper, which has one of the others.
+    """
+    hypervisor = request.param.removeprefix(REMOTE)
+    if hypervisor != "fake":
         request.getfixturevalue("own_network")  # first, so that what is left behind is looked for inside
     home: Path = request.getfixturevalue("fleetbox_home")
     folder = home / "a, b=c"
     (folder / "run").mkdir(mode=0o700, parents=True)
-    return Bench(request.param, home, folder)
+    if hypervisor == request.param:
+        yield Bench(hypervisor, home, folder)
+        return
+    with Helper(home / "helper", hypervisor) as helper:
+        yield Bench("remote", home, folder, helper)
 
 
 def end_from_outside(handle: MachineHandle | None) -> ProcessIdentity:

@@ -119,14 +119,14 @@ def test_a_full_disk_is_said_and_nothing_stays(base: Path, folder: Path, monkeyp
 
 def test_a_cancelled_copy_leaves_nothing(base: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copying, cancelled = threading.Event(), threading.Event()
-    extents = disks._data_extents
+    extents = disks.data_extents
 
     def slow(fd: int, size_bytes: int) -> list[tuple[int, int]]:
         copying.set()
         cancelled.wait()
         return list(extents(fd, size_bytes))
 
-    monkeypatch.setattr(disks, "_data_extents", slow)
+    monkeypatch.setattr(disks, "data_extents", slow)
     monkeypatch.setattr(disks, "_FICLONE", 0)
 
     async def main() -> None:
