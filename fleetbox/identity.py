@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from fleetbox.shapes import Pid, Word
+
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
     """A process of this boot. `start_ticks` is since boot; `program` is the base name of argv[0].
@@ -20,9 +22,9 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
     An empty `program` stands for any: a process that is only watched may call itself what it likes.
     """
 
-    pid: int
+    pid: Pid
     start_ticks: int
-    boot_id: str
+    boot_id: Word
     program: str
 
 

@@ -8,6 +8,7 @@ this version knows is refused, not guessed at.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ import msgspec
 from fleetbox import paths
 from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.identity import ProcessIdentity, is_alive
+from fleetbox.shapes import Address, Id, Label, Mac, OptionalDigest, Slot, Subnet, Word
 from fleetbox.specs import MemberSpec
 
 SCHEMA = 1
@@ -52,21 +54,21 @@ class MemberRecord(msgspec.Struct, frozen=True):
     two places its machine has: while a member is restored, both are taken.
     """
 
-    id: str
-    name: str
+    id: Id
+    name: Label
     state: MemberState
     spec: MemberSpec
-    image_digest: str
-    mac: str
-    ip: str
+    image_digest: OptionalDigest
+    mac: Mac
+    ip: Address
     folder: str
     created_at: float
     started_at: float = 0.0
-    instance: str = ""
-    base: str = ""
+    instance: Word = ""
+    base: OptionalDigest = ""
     warm: bool = False
     control_line: bool = True
-    slot: int = 0
+    slot: Slot = 0
     handle: MachineHandle | None = None
     error: str = ""
 
@@ -88,18 +90,18 @@ class ClusterRecord(msgspec.Struct, frozen=True):
     A cluster with an `owner` is bound to that process, and destroyed when it ends.
     """
 
-    id: str
-    name: str
-    backend: str
+    id: Id
+    name: Label
+    backend: Word
     backend_reason: str
     accelerator: str
     network: str
     created_at: float
     schema: int = SCHEMA
-    subnet: str = ""
-    bridge: str = ""
+    subnet: Subnet = ""
+    bridge: Word = ""
     spec: MemberSpec = msgspec.field(default_factory=MemberSpec)
-    members: dict[str, MemberRecord] = msgspec.field(default_factory=dict)
+    members: dict[Label, MemberRecord] = msgspec.field(default_factory=dict)
     owner: ProcessIdentity | None = None
 
     @property
@@ -135,12 +137,17 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
                 hint="use the newer fleetbox for it",
             )
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise RecordError(
-            f"the record {path} cannot be understood",
-            why=str(e),
-            hint="it is kept as it is; repair it, or move it away to give its cluster up",
-        ) from e
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise unsound(path, str(e)) from e
+
+
+def unsound(path: Path, why: str) -> RecordError:
+    """The error for a record that is damaged or forged."""
+    return RecordError(
+        f"the record {path} cannot be understood",
+        why=why,
+        hint="it is kept as it is; repair it, or move it away to give its cluster up",
+    )
 
 
 class _Schema(msgspec.Struct):
@@ -150,18 +157,43 @@ class _Schema(msgspec.Struct):
 def read_cluster(name: str) -> ClusterRecord:
     """The record of one cluster. Raises NotFoundError or RecordError."""
     try:
-        return read_record(paths.cluster_record(name), ClusterRecord)
+        return read_cluster_record(paths.cluster_record(name))
     except NotFoundError:
         raise NotFoundError(
             f"there is no cluster {name!r}", hint="`fleetbox ls` lists the clusters, `fleetbox up` makes one"
         ) from None
 
 
+def read_cluster_record(path: Path) -> ClusterRecord:
+    """The cluster's record at `path`, when all that it names is its own. Raises NotFoundError or RecordError.
+
+    What is done with a record deletes folders and ends processes, so one that was copied, moved or forged is refused.
+    """
+    record = read_record(path, ClusterRecord)
+    name = path.parent.name
+    if record.name != name:
+        raise unsound(path, f"it is of the cluster {record.name!r}")
+    folder, sockets = paths.cluster_data_dir(name), paths.cluster_runtime_dir(name).name
+    for key, member in record.members.items():
+        if member.name != key:
+            raise unsound(path, f"its member {key!r} is called {member.name!r}")
+        if member.folder != f"{folder}/{key}" and os.path.realpath(member.folder) != os.path.realpath(folder / key):
+            raise RecordError(
+                f"the record {path} names a folder that is not its own",
+                why=f"{member.name} is said to be in {member.folder}, not in {folder / key}",
+                hint="if the data folder was moved, set XDG_DATA_HOME or FLEETBOX_HOME as it was",
+            )
+        api_socket = Path(member.handle.api_socket if member.handle else "")
+        if api_socket.parts and (api_socket.parent.name != sockets or ".." in api_socket.parts):
+            raise unsound(path, f"the socket of {key} is {api_socket}")
+    return record
+
+
 def live_holder(cluster: str) -> HolderRecord | None:
     """The holder that runs for the cluster now, None when there is none (or it has not yet begun to listen)."""
     try:
         holder = msgspec.json.decode(paths.holder_lock(cluster).read_bytes(), type=HolderRecord)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return holder if is_alive(holder.process) else None
 

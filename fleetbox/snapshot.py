@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from fleetbox.records import SCHEMA, MemberRecord
+from fleetbox.shapes import Digest, Id, Label, MemberFile, OptionalDigest, Word
 
 Kind = Literal["member", "cluster"]
 
@@ -18,16 +19,16 @@ class Blob(msgspec.Struct, frozen=True):
     the digest of the blob that it stands on itself, empty for none.
     """
 
-    digest: str
+    digest: Digest
     format: Literal["raw", "qcow2"]
     image: bool
-    backing: str = ""
+    backing: OptionalDigest = ""
 
 
 class SnapshotFile(msgspec.Struct, frozen=True):
     """One file of the snapshot's folder; `path` is `member/file`. A sparse file stores less than its size."""
 
-    path: str
+    path: MemberFile
     size_bytes: int
     stored_bytes: int
 
@@ -41,7 +42,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     is `bound_to` a cluster, by its id, goes with it.
     """
 
-    id: str
+    id: Id
     name: str
     description: str
     kind: Kind
@@ -51,10 +52,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     backend: str
     accelerator: str
     identity: dict[str, str]
-    members: dict[str, MemberRecord]
+    members: dict[Label, MemberRecord]
     blobs: tuple[Blob, ...] = ()
     files: tuple[SnapshotFile, ...] = ()
-    bound_to: str = ""
+    bound_to: Word = ""
     schema: int = SCHEMA
 
     @property

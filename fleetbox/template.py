@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from fleetbox.records import SCHEMA
+from fleetbox.shapes import Digest, OptionalDigest
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -30,10 +31,10 @@ class Template(msgspec.Struct, frozen=True):
     at any time: it is a cache, and made again when it is wanted.
     """
 
-    key: str
+    key: Digest
     created_at: float
     image: str
-    image_digest: str
+    image_digest: OptionalDigest
     backend: str
     accelerator: str
     cpus: int
@@ -42,7 +43,7 @@ class Template(msgspec.Struct, frozen=True):
     control_line: bool
     origin: Origin
     disk_format: Literal["raw", "qcow2"] = "raw"
-    base: str = ""
+    base: OptionalDigest = ""
     stored_bytes: int = 0
     used_at: float = 0.0
     schema: int = SCHEMA

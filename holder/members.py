@@ -29,7 +29,7 @@ from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.keys import installation_key
 from fleetbox.holder.operations import Steps, uninterrupted
-from fleetbox.holder.orphans import end_process
+from fleetbox.holder.orphans import end_machine
 from fleetbox.holder.provision import Provisioner, packed_fixtures, remove_slot
 from fleetbox.holder.readiness import wait_for_ssh
 from fleetbox.holder.store import ClusterStore
@@ -377,15 +377,9 @@ async def close_master(cluster: str, name: str) -> None:
         ssh.control_path(cluster, name).unlink(missing_ok=True)
 
 
-async def end_orphan(record: MemberRecord) -> None:
-    """End the machine that a dead holder left, when exactly that process still runs."""
-    if record.handle is not None:
-        await end_process(record.handle.process)
-
-
 async def erase(cluster: str, record: MemberRecord) -> None:
     """Delete everything of a member that has no machine here, and end the one that a dead holder may have left."""
-    await end_orphan(record)
+    await end_machine(cluster, record)
     await arrive("member.erase")
     await remove_folder(Path(record.folder))
     await arrive("member.erased")

@@ -7,11 +7,19 @@ holds the lock of a member's disk, which is inherited from the holder that launc
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+
 from fleetbox import paths
 from fleetbox.backends.host import process
-from fleetbox.backends.host.disklock import lock_holders
+from fleetbox.backends.host.disklock import lock_holders, runs_on
 from fleetbox.identity import ProcessIdentity, identify, is_alive
-from fleetbox.records import ClusterRecord
+from fleetbox.records import ClusterRecord, MemberRecord
+
+log = logging.getLogger(__name__)
 
 
 def find_orphans(cluster: str, record: ClusterRecord | None) -> list[ProcessIdentity]:
@@ -24,6 +32,28 @@ def find_orphans(cluster: str, record: ClusterRecord | None) -> list[ProcessIden
     recorded = {handle.process.pid for handle in handles if is_alive(handle.process)}
     found = (identify(pid) for pid in lock_holders(*disks) if pid not in recorded)
     return [identity for identity in found if identity is not None]
+
+
+async def end_machine(cluster: str, record: MemberRecord) -> None:
+    """End the machine that a dead holder left of a member, when exactly that process still runs.
+
+    A record may have been forged: a process that neither has the lock of one of the member's disks nor names the
+    cluster's runtime folder among its arguments is no machine of it, and is left alone.
+    """
+    if record.handle is None or not is_alive(record.handle.process):
+        return
+    pid = record.handle.process.pid
+    disks = [lock.with_suffix("") for lock in Path(record.folder).glob("disk.*.lock")]
+    if await asyncio.to_thread(runs_on, pid, *disks) or _names(pid, paths.cluster_runtime_dir(cluster)):
+        await end_process(record.handle.process)
+    else:
+        log.warning("process %d is no machine of %s/%s, as its record says: left alone", pid, cluster, record.name)
+
+
+def _names(pid: int, folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 async def end_process(identity: ProcessIdentity) -> bool:

@@ -22,7 +22,7 @@ from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.events import REMOVED
 from fleetbox.faultpoint import reach
 from fleetbox.holder.eventlog import EventLog
-from fleetbox.records import ClusterRecord, MemberRecord, read_record
+from fleetbox.records import ClusterRecord, MemberRecord, read_cluster_record
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -71,7 +71,7 @@ class ClusterStore:
         hand edit of the original.
         """
         try:
-            self.record = read_record(self.path, ClusterRecord)
+            self.record = read_cluster_record(self.path)
         except NotFoundError:
             self.record = None
         except RecordError:

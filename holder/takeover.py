@@ -10,8 +10,8 @@ from fleetbox import paths
 from fleetbox.faultpoint import arrive
 from fleetbox.holder.folders import remove_folder
 from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.members import Members, end_orphan, erase
-from fleetbox.holder.orphans import end_process, find_orphans
+from fleetbox.holder.members import Members, erase
+from fleetbox.holder.orphans import end_machine, end_process, find_orphans
 from fleetbox.holder.provision import remove_slot
 from fleetbox.holder.store import ClusterStore
 from fleetbox.identity import boot_id, is_alive
@@ -66,7 +66,7 @@ async def _adopt(alive: list[MemberRecord], images: ImageLibrary, connect: Calla
         await arrive("takeover.adopt")
         image = images.inspect(member.image_digest) if member.image_digest else None
         if not await members.adopt(member, image):
-            await end_orphan(member)
+            await end_machine(members.provisioner.cluster, member)
         await arrive("takeover.adopted")
     return members
 

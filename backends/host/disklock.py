@@ -91,12 +91,23 @@ def lock_holders(*disks: Path) -> tuple[int, ...]:
 
     Found by their open files: the pid in /proc/locks is that of the process that took the lock and may be long gone.
     """
-    wanted = set()
+    wanted = _files(disks)
+    return tuple(pid for pid in psutil.pids() if _holds(pid, wanted)) if wanted else ()
+
+
+def _files(disks: Iterable[Path]) -> set[tuple[int, int]]:
+    """The lock files that are there, by device and inode."""
+    found = set()
     for disk in disks:
         with contextlib.suppress(OSError):
-            found = lock_file(disk).stat()
-            wanted.add((found.st_dev, found.st_ino))
-    return tuple(pid for pid in psutil.pids() if _holds(pid, wanted)) if wanted else ()
+            info = lock_file(disk).stat()
+            found.add((info.st_dev, info.st_ino))
+    return found
+
+
+def runs_on(pid: int, *disks: Path) -> bool:
+    """Whether the process holds the lock of one of the disks."""
+    return _holds(pid, _files(disks))
 
 
 def _holds(pid: int, wanted: Container[tuple[int, int]]) -> bool:

@@ -28,6 +28,7 @@ from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.store import write_atomically
 from fleetbox.image import Image
 from fleetbox.records import SCHEMA, ClusterRecord, read_clusters, read_record
+from fleetbox.shapes import Digest
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     was a file of this host: each tells that the same source need not be taken again.
     """
 
-    digest: str
+    digest: Digest
     source: str
     architecture: str
     size_bytes: int

@@ -46,7 +46,8 @@ def put(store: ImageStore, content: bytes, *names: str, source: str = "somewhere
 
 def use(digest: str, cluster: str = "lab", member: str = "node-1") -> None:
     spec = MemberSpec()
-    record = MemberRecord("0" * 16, member, MemberState.STOPPED, spec, digest, "", "", "", 0.0)
+    folder = str(paths.member_dir(cluster, member))
+    record = MemberRecord("0" * 16, member, MemberState.STOPPED, spec, digest, "", "", folder, 0.0)
     data = msgspec.json.encode(ClusterRecord("0" * 16, cluster, "fake", "", "", "host", 0.0, members={member: record}))
     path = paths.cluster_record(cluster)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fleetbox.backends.host.network import naming
@@ -19,8 +20,6 @@ from fleetbox.backends.host.network.journal import (
 )
 from fleetbox.errors import RecordError
 from fleetbox.identity import boot_id, identify
-
-RULE = ForeignRule("ip", "filter", "FORWARD", "fleetbox:fb00000b000000:in")
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +43,40 @@ def record(cluster: str) -> NetworkRecord:
     )
 
 
+def rule(cluster: str = "alpha") -> ForeignRule:
+    return ForeignRule("ip", "filter", "FORWARD", f"fleetbox:{naming.bridge_name(cluster)}:in")
+
+
+def taps(cluster: str = "alpha") -> dict[str, str]:
+    return {"node-1": naming.tap_name(cluster, "node-1"), "node-2/1": naming.tap_name(cluster, "node-2", 1)}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"bridge": "eth0"},
+        {"bridge": "../x"},
+        {"cluster": "beta"},
+        {"cluster": "../../etc"},
+        {"table": "filter"},
+        {"taps": {"node-1": "eth0"}},
+        {"taps": {"node-1/2": "eth0"}},
+        {"rules": [{"family": "ip", "table": "filter", "chain": "INPUT", "tag": "somebody else's"}]},
+    ],
+    ids=str,
+)
+def test_a_record_that_names_what_is_not_its_own_is_refused_and_kept(forged: dict[str, object]) -> None:
+    """All that a record names is removed in the end: a forged one must not remove the host's own."""
+    journal = Journal(record("alpha"))
+    journal.write(taps=taps(), rules=(rule(),))
+    path = path_of(journal.record.bridge)
+    data = msgspec.json.encode(msgspec.to_builtins(journal.record) | forged)
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match="cannot be understood"):
+        read_network(journal.record.bridge)
+    assert path.read_bytes() == data
+
+
 def test_names_fit_and_tell_installations_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names() -> tuple[str, str, str]:
         bridge = naming.bridge_name("alpha")
@@ -61,9 +94,9 @@ def test_names_fit_and_tell_installations_apart(tmp_path: Path, monkeypatch: pyt
 def test_written_records_are_read_again() -> None:
     journal = Journal(record("alpha"))
     assert read_network(journal.record.bridge) is None
-    journal.write(taps={"node-1": "fbt"}, rules=(RULE,))
+    journal.write(taps=taps(), rules=(rule(),))
     assert read_network(journal.record.bridge) == journal.record
-    assert journal.record.taps == {"node-1": "fbt"}
+    assert journal.record.taps == taps()
     journal.remove()
     assert read_network(journal.record.bridge) is None
     journal.remove()
@@ -72,14 +105,14 @@ def test_written_records_are_read_again() -> None:
 def test_rules_added_by_others_survive_the_owners_writes() -> None:
     journal = Journal(record("alpha"))
     journal.write()
-    add_rules(journal.record.bridge, (RULE,))
-    journal.write(taps={"node-1": "fbt"})
-    assert journal.record.rules == (RULE,)
-    assert journal.record.taps == {"node-1": "fbt"}
+    add_rules(journal.record.bridge, (rule(),))
+    journal.write(taps=taps())
+    assert journal.record.rules == (rule(),)
+    assert journal.record.taps == taps()
 
 
 def test_rules_for_a_network_that_has_gone_make_no_record() -> None:
-    add_rules(naming.bridge_name("alpha"), (RULE,))
+    add_rules(naming.bridge_name("alpha"), (rule(),))
     assert list(read_networks()) == []
 
 
@@ -104,7 +137,7 @@ def test_a_record_that_cannot_be_written_keeps_the_old_one(monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RecordError, match="No space left"):
-        journal.write(taps={"node-1": "fbt"})
+        journal.write(taps=taps())
     assert journal.record.taps == {}
     assert read_network(journal.record.bridge) == journal.record
     assert list(path_of("x").parent.glob("*.tmp")) == []

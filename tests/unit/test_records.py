@@ -44,7 +44,9 @@ def dead() -> ProcessIdentity:
     return msgspec.structs.replace(alive(), start_ticks=1)
 
 
-def member(state: MemberState = MemberState.RUNNING, handle: MachineHandle | None = None) -> MemberRecord:
+def member(
+    state: MemberState = MemberState.RUNNING, handle: MachineHandle | None = None, cluster: str = "mine"
+) -> MemberRecord:
     return MemberRecord(
         id="0123456789abcdef",
         name="node-1",
@@ -53,13 +55,14 @@ def member(state: MemberState = MemberState.RUNNING, handle: MachineHandle | Non
         image_digest="d" * 64,
         mac="02:00:00:00:00:01",
         ip="192.168.1.2",
-        folder="/data/node-1",
+        folder=str(paths.member_dir(cluster, "node-1")),
         created_at=1.5,
         handle=handle,
     )
 
 
 def cluster(name: str = "mine") -> ClusterRecord:
+    api_socket = str(paths.cluster_runtime_dir(name) / "x.sock")
     return ClusterRecord(
         id="fedcba9876543210",
         name=name,
@@ -68,7 +71,11 @@ def cluster(name: str = "mine") -> ClusterRecord:
         accelerator="",
         network="host",
         created_at=2.5,
-        members={"node-1": member(handle=MachineHandle(alive(), "/run/x.sock"))},
+        members={
+            "node-1": member(
+                handle=MachineHandle(alive(), str(paths.cluster_runtime_dir(name) / "x.sock")), cluster=name
+            )
+        },
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetbox import paths
 from fleetbox.errors import RecordError
 from fleetbox.holder import store as store_module
 from fleetbox.holder.lock import HolderLock
@@ -18,17 +19,25 @@ from fleetbox.records import ClusterRecord, MemberRecord, MemberState
 from fleetbox.specs import MemberSpec
 
 
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETBOX_HOME", str(tmp_path / "home"))
+    (tmp_path / "web").mkdir()
+
+
 def cluster() -> ClusterRecord:
     return ClusterRecord("c" * 16, "web", "fake", "", "", "host", 1.0)
 
 
 def member(name: str) -> MemberRecord:
-    return MemberRecord("a" * 16, name, MemberState.CREATING, MemberSpec(), "", "", "", "/x", 1.0)
+    return MemberRecord(
+        "a" * 16, name, MemberState.CREATING, MemberSpec(), "", "", "", str(paths.member_dir("web", name)), 1.0
+    )
 
 
 def test_what_is_committed_is_read_again(tmp_path: Path) -> None:
     async def scenario() -> None:
-        one = ClusterStore(tmp_path / "cluster.json")
+        one = ClusterStore(tmp_path / "web" / "cluster.json")
         one.load()
         assert one.record is None
         one.create(cluster())
@@ -44,7 +53,7 @@ def test_what_is_committed_is_read_again(tmp_path: Path) -> None:
         other.load()
         assert other.current.members == {}
         await one.remove()
-        assert list(tmp_path.iterdir()) == []
+        assert list(one.path.parent.iterdir()) == []
 
     asyncio.run(scenario())
 
@@ -59,7 +68,7 @@ def test_commits_that_come_together_share_a_write(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(store_module, "write_atomically", counted)
 
     async def scenario() -> None:
-        one = ClusterStore(tmp_path / "cluster.json")
+        one = ClusterStore(tmp_path / "web" / "cluster.json")
         one.create(cluster())
 
         async def add(number: int) -> None:
@@ -79,7 +88,7 @@ def test_a_write_that_fails_leaves_the_old_record_and_can_be_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        one = ClusterStore(tmp_path / "cluster.json")
+        one = ClusterStore(tmp_path / "web" / "cluster.json")
         one.create(cluster())
         await one.commit()
         before = one.path.read_bytes()
@@ -93,7 +102,7 @@ def test_a_write_that_fails_leaves_the_old_record_and_can_be_repeated(
             with pytest.raises(RecordError, match="No space left"):
                 await one.commit()
         assert one.path.read_bytes() == before
-        assert list(tmp_path.iterdir()) == [one.path], "no temporary file stays"
+        assert list(one.path.parent.iterdir()) == [one.path], "no temporary file stays"
         await one.commit()
         assert one.path.read_bytes() != before
 
@@ -101,17 +110,17 @@ def test_a_write_that_fails_leaves_the_old_record_and_can_be_repeated(
 
 
 def test_an_unreadable_record_is_kept_with_a_copy_aside(tmp_path: Path) -> None:
-    path = tmp_path / "cluster.json"
+    path = tmp_path / "web" / "cluster.json"
     path.write_bytes(b'{"schema": 1, "na')
     for _ in range(2):
         with pytest.raises(RecordError, match=r"cluster\.json"):
             ClusterStore(path).load()
     assert path.read_bytes() == b'{"schema": 1, "na'
-    assert (tmp_path / "cluster.json.unreadable").read_bytes() == b'{"schema": 1, "na'
+    assert (tmp_path / "web" / "cluster.json.unreadable").read_bytes() == b'{"schema": 1, "na'
 
 
 def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "cluster.json"
+    path = tmp_path / "web" / "cluster.json"
     path.write_bytes(b'{"schema": 99, "whatever": true}')
     with pytest.raises(RecordError, match="newer"):
         ClusterStore(path).load()

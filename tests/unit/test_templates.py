@@ -74,7 +74,18 @@ def make(key: str = KEY, *, content: bytes = b"disk", disk_format: str = "qcow2"
 
 
 def member(base: str) -> MemberRecord:
-    return MemberRecord("1" * 16, "node-1", MemberState.STOPPED, MemberSpec(), "", "", "", "/nowhere", 0.0, base=base)
+    return MemberRecord(
+        "1" * 16,
+        "node-1",
+        MemberState.STOPPED,
+        MemberSpec(),
+        "",
+        "",
+        "",
+        str(paths.member_dir("web", "node-1")),
+        0.0,
+        base=base,
+    )
 
 
 def write_cluster(*members: MemberRecord) -> Path:

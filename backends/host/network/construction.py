@@ -222,7 +222,9 @@ def _ensure_resolver(
 
 
 def _resolvers(record: NetworkRecord) -> list[Process]:
-    recorded = adopt(record.resolver) if record.resolver else None
+    recorded = (
+        adopt(record.resolver) if record.resolver and resolver.serves(record.resolver.pid, record.bridge) else None
+    )
     return [recorded] if recorded else resolver.find(record.bridge)
 
 

@@ -19,6 +19,7 @@ from fleetbox import paths
 from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.identity import boot_id
 from fleetbox.records import SCHEMA, read_record
+from fleetbox.shapes import Interface, Word
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 class ForwardingRecord(msgspec.Struct):
     """Which uplinks we switched on, each with the bridges that need it and their installations' state folders."""
 
-    boot_id: str
-    uplinks: dict[str, dict[str, str]]
+    boot_id: Word
+    uplinks: dict[Interface, dict[Interface, str]]
     schema: int = SCHEMA
 
 

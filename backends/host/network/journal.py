@@ -18,9 +18,11 @@ import msgspec
 from filelock import FileLock
 
 from fleetbox import paths
+from fleetbox.backends.host.network import naming
 from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.identity import ProcessIdentity
-from fleetbox.records import SCHEMA, read_record
+from fleetbox.records import SCHEMA, read_record, unsound
+from fleetbox.shapes import Interface, Label, Subnet, Word
 
 T = TypeVar("T")
 
@@ -41,13 +43,13 @@ class NetworkRecord(msgspec.Struct, frozen=True):
     found by its argv.
     """
 
-    cluster: str
-    bridge: str
+    cluster: Label
+    bridge: Interface
     table: str
     owner: ProcessIdentity
-    boot_id: str
+    boot_id: Word
     namespace: int
-    subnet: str
+    subnet: Subnet
     schema: int = SCHEMA
     taps: dict[str, str] = msgspec.field(default_factory=dict)
     rules: tuple[ForeignRule, ...] = ()
@@ -62,7 +64,7 @@ def tap_key(member: str, slot: int = 0) -> str:
 def member_and_slot(key: str) -> tuple[str, int]:
     """The member and the slot of a `tap_key`."""
     member, _, slot = key.partition("/")
-    return member, int(slot or 0)
+    return member, {"": 0, "1": 1}.get(slot, -1)
 
 
 def path_of(bridge: str) -> Path:
@@ -70,11 +72,27 @@ def path_of(bridge: str) -> Path:
 
 
 def read_network(bridge: str) -> NetworkRecord | None:
-    """The record of a bridge, None without one. Raises RecordError when it cannot be understood."""
+    """The record of a bridge, None without one. Raises RecordError when it cannot be understood.
+
+    Everything that it names is removed in the end, so it may name nothing but what this network can have made.
+    """
+    path = path_of(bridge)
     try:
-        return read_record(path_of(bridge), NetworkRecord)
+        record = read_record(path, NetworkRecord)
     except NotFoundError:
         return None
+    if record.bridge != bridge or naming.bridge_name(record.cluster) != bridge:
+        raise unsound(path, f"it is of the bridge {record.bridge} of {record.cluster}")
+    if record.table != naming.table_name(bridge):
+        raise unsound(path, f"its table is called {record.table!r}")
+    for key, tap in record.taps.items():
+        member, slot = member_and_slot(key)
+        if slot not in (0, 1) or tap != naming.tap_name(record.cluster, member, slot):
+            raise unsound(path, f"the interface of {key!r} is called {tap!r}")
+    for rule in record.rules:
+        if not rule.tag.startswith(f"fleetbox:{bridge}:"):
+            raise unsound(path, f"it has a rule of {rule.tag!r}")
+    return record
 
 
 def read_networks() -> Iterator[NetworkRecord | RecordError]:

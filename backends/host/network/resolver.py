@@ -100,13 +100,21 @@ def answers(process: Process, gateway: str) -> bool:
     return False
 
 
+def serves(pid: int, bridge: str) -> bool:
+    """Whether a process is the resolver of that bridge, told by the folder in its argv."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"--hostsdir={folder_of(bridge)}/hosts".encode() in argv
+
+
 def find(bridge: str) -> list[Process]:
     """Resolvers of that bridge which nobody recorded, told by the folder in their argv."""
-    argument = f"--hostsdir={folder_of(bridge)}/hosts"
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if argument in process.cmdline():
+            if serves(process.pid, bridge):
                 identity = identify(process.pid)
                 adopted = adopt(identity) if identity else None
                 if adopted is not None:

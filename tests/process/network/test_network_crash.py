@@ -138,7 +138,7 @@ def running_member(name: str, pid: int) -> MemberRecord:
         image_digest="",
         mac="",
         ip="",
-        folder="",
+        folder=str(paths.member_dir("alpha", name)),
         created_at=0.0,
         handle=MachineHandle(identity),
     )
