@@ -13,9 +13,11 @@ import contextlib
 import os
 import select
 import signal
+from pathlib import Path
 
 import msgspec
 
+from fleetbox import paths
 from fleetbox.errors import ConflictError, HolderError, NotFoundError, RecordError
 from fleetbox.identity import is_alive, open_pidfd
 from fleetbox.launch import ensure_holder
@@ -86,6 +88,12 @@ def _end(cluster: str, holder: HolderRecord, on_event: OnEvent | None) -> None:
     if pidfd is None:
         return
     try:
+        if not _is_holder(cluster, holder):
+            raise HolderError(
+                f"the holder of {cluster!r} cannot be restarted",
+                why=f"process {holder.process.pid} has its place, and is none",
+                hint=f"see {paths.holder_lock(cluster)}",
+            )
         try:
             signal.pidfd_send_signal(pidfd, RESTART)
         except ProcessLookupError:
@@ -104,6 +112,14 @@ def _end(cluster: str, holder: HolderRecord, on_event: OnEvent | None) -> None:
             poll.poll()
     finally:
         os.close(pidfd)
+
+
+def _is_holder(cluster: str, holder: HolderRecord) -> bool:
+    """Whether the process says of itself what the lock file says of it."""
+    with contextlib.suppress(OSError):
+        argv = Path(f"/proc/{holder.process.pid}/cmdline").read_bytes().split(b"\0")
+        return b"fleetbox.holder" in argv and cluster.encode() in argv
+    return False
 
 
 def _machines(cluster: str) -> int:

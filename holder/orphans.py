@@ -34,20 +34,26 @@ def find_orphans(cluster: str, record: ClusterRecord | None) -> list[ProcessIden
     return [identity for identity in found if identity is not None]
 
 
-async def end_machine(cluster: str, record: MemberRecord) -> None:
-    """End the machine that a dead holder left of a member, when exactly that process still runs.
+def has_machine(cluster: str, record: MemberRecord) -> bool:
+    """Whether the process that the member's record names runs, and is a machine of this member. Blocks for a moment.
 
     A record may have been forged: a process that neither has the lock of one of the member's disks nor names the
-    cluster's runtime folder among its arguments is no machine of it, and is left alone.
+    cluster's runtime folder among its arguments is a stranger.
     """
     if record.handle is None or not is_alive(record.handle.process):
-        return
+        return False
     pid = record.handle.process.pid
     disks = [lock.with_suffix("") for lock in Path(record.folder).glob("disk.*.lock")]
-    if await asyncio.to_thread(runs_on, pid, *disks) or _names(pid, paths.cluster_runtime_dir(cluster)):
+    if runs_on(pid, *disks) or _names(pid, paths.cluster_runtime_dir(cluster)):
+        return True
+    log.warning("process %d is no machine of %s/%s, as its record says: left alone", pid, cluster, record.name)
+    return False
+
+
+async def end_machine(cluster: str, record: MemberRecord) -> None:
+    """End the machine that a dead holder left of a member, when exactly that process still runs."""
+    if record.handle is not None and await asyncio.to_thread(has_machine, cluster, record):
         await end_process(record.handle.process)
-    else:
-        log.warning("process %d is no machine of %s/%s, as its record says: left alone", pid, cluster, record.name)
 
 
 def _names(pid: int, folder: Path) -> bool:

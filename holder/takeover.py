@@ -11,10 +11,10 @@ from fleetbox.faultpoint import arrive
 from fleetbox.holder.folders import remove_folder
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.members import Members, erase
-from fleetbox.holder.orphans import end_machine, end_process, find_orphans
+from fleetbox.holder.orphans import end_machine, end_process, find_orphans, has_machine
 from fleetbox.holder.provision import remove_slot
 from fleetbox.holder.store import ClusterStore
-from fleetbox.identity import boot_id, is_alive
+from fleetbox.identity import boot_id
 from fleetbox.records import MemberRecord, MemberState
 from fleetbox.specs import TEMPLATE_NAME
 
@@ -44,7 +44,7 @@ async def take_over(
             log.warning("%s was half made by an earlier holder: rolled back", member.name)
             await erase(cluster, member)
             store.drop_member(member.name)
-    alive = [m for m in store.current.members.values() if m.handle and is_alive(m.handle.process)]
+    alive = [m for m in store.current.members.values() if await asyncio.to_thread(has_machine, cluster, m)]
     members = await _adopt(alive, images, connect) if alive else None
     for member in list(store.current.members.values()):
         # What an interrupted restore has left of the machine in the other slot, which was an orphan.

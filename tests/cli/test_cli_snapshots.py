@@ -163,7 +163,7 @@ def fake_identity() -> dict[str, str]:
 
     from fleetbox.holder.snapshots.job import _identity
 
-    return asyncio.run(_identity("fake"))
+    return asyncio.run(_identity("fake", lambda event: None))
 
 
 def test_clone_names_a_member_or_a_cluster(run: Run, calls: Calls) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -62,7 +64,6 @@ def member(
 
 
 def cluster(name: str = "mine") -> ClusterRecord:
-    api_socket = str(paths.cluster_runtime_dir(name) / "x.sock")
     return ClusterRecord(
         id="fedcba9876543210",
         name=name,
@@ -119,6 +120,56 @@ def test_broken_record_is_named_and_kept(data: bytes) -> None:
         read_cluster("mine")
     assert str(path) in error.value.message
     assert error.value.hint
+    assert path.read_bytes() == data
+
+
+def _member(**lies: object) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record["members"]["node-1"].update(lies)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda r: r.update(name="other"),
+        lambda r: r.update(name="../other"),
+        lambda r: r.update(members={"node-2": r["members"]["node-1"]}),
+        lambda r: r.update(members={"../x": r["members"]["node-1"] | {"name": "../x"}}),
+        lambda r: r.update(bridge="../../eth0"),
+        lambda r: r.update(subnet="10.0.0.0/8; flush ruleset"),
+        _member(name="-rf"),
+        _member(id="../../x"),
+        _member(image_digest="../" * 8),
+        _member(base="../" * 8),
+        _member(slot=7),
+        _member(mac="02:00:00:00:00:01,romfile=/etc/shadow"),
+        _member(mac="02:00:00:00:00:01\n"),
+        _member(ip="1.2.3.4\n- bad"),
+        _member(instance="i-1\nruncmd: [reboot]"),
+        _member(folder=""),
+        _member(folder="/"),
+        _member(folder="data/clusters/mine/node-1"),
+        _member(folder="/elsewhere/clusters/mine/node-1"),
+        lambda r: _member(folder=f"{r['members']['node-1']['folder']}/../../other/node-1")(r),
+        lambda r: _member(folder=r["members"]["node-1"]["folder"].removesuffix("/node-1"))(r),
+        lambda r: r["members"]["node-1"]["handle"].update(api_socket="/etc/passwd"),
+        lambda r: r["members"]["node-1"]["handle"].update(
+            api_socket=str(paths.cluster_runtime_dir("mine") / "../../x" / paths.cluster_runtime_dir("mine").name / "s")
+        ),
+        lambda r: r["members"]["node-1"]["handle"]["process"].update(pid=0),
+        lambda r: r["members"]["node-1"]["handle"]["process"].update(pid=1 << 40),
+        lambda r: r["members"]["node-1"]["handle"]["process"].update(pid=-1),
+    ],
+)
+def test_a_record_that_names_what_is_not_its_own_is_refused_and_kept(lie: Callable[[dict[str, Any]], None]) -> None:
+    """What is done with a record deletes folders and ends processes."""
+    record = msgspec.to_builtins(cluster())
+    path = write("mine", msgspec.json.encode(record))
+    assert read_cluster("mine") == cluster()
+    lie(record)
+    data = msgspec.json.encode(record)
+    path.write_bytes(data)
+    with pytest.raises(RecordError):
+        read_cluster("mine")
     assert path.read_bytes() == data
 
 
