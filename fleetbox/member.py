@@ -104,12 +104,13 @@ class Member:
             hint=f"`fleetbox start {self.ref}` starts it" if state is MemberState.STOPPED else "see `fleetbox status`",
         )
 
-    def ssh_argv(self, command: Sequence[str] = (), *, tty: bool | None = None) -> list[str]:
-        """The OpenSSH command line for this member, strict and multiplexed. Raises MachineError when it is not
-        running.
+    def ssh_argv(self, command: Sequence[str] = (), *, tty: bool | None = None, multiplex: bool = True) -> list[str]:
+        """The OpenSSH command line for this member, strict, and with `multiplex` over the connection that all share.
+
+        Raises MachineError when it is not running.
         """
         record = self.require_running()
-        return ssh.argv(read_cluster(self.cluster), record, command, tty=tty)
+        return ssh.argv(read_cluster(self.cluster), record, command, tty=tty, multiplex=multiplex)
 
     def connection(self) -> fabric.Connection:
         """A fabric connection to the member, host key checked strictly; use it as a context manager.

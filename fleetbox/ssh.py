@@ -100,3 +100,10 @@ def close_argv(cluster: str, member: str) -> list[str]:
         "--",
         "member",
     ]
+
+
+def config(cluster: ClusterRecord, member: MemberRecord, names: Sequence[str]) -> str:
+    """A `Host` block of ssh_config(5) that reaches the member under these names as `argv` does."""
+    pairs = [option.partition("=") for option in options(cluster.name, member.name)[1::2]]
+    lines = [f"HostName {member.ip}", *(f"{key} {value}" for key, _, value in pairs)]
+    return "".join([f"Host {' '.join(names)}\n", *(f"    {line}\n" for line in lines)])

@@ -17,6 +17,7 @@ ENTRIES = {
     "status": Entry(_V + "status:status", "Show a cluster in detail.", _USE),
     "inspect": Entry(_V + "inspect:inspect", "Show the record of a cluster or member as JSON.", _USE),
     "ssh": Entry(_V + "ssh:ssh", "Open a shell on a member, or run a command on it.", _USE),
+    "ssh-config": Entry(_V + "sshconfig:ssh_config", "Print the members as a configuration of OpenSSH.", _USE),
     "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
     "cp": Entry(_V + "cp:cp", "Copy files to, from and between members.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),

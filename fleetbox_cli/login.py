@@ -12,15 +12,21 @@ from fleetbox.refs import resolve_member
 from fleetbox_cli.settings import Settings
 
 
-def login(ref: str, command: Sequence[str], settings: Settings) -> NoReturn:
-    """Replace this process by ssh to the member.
+def login(
+    ref: str, command: Sequence[str], settings: Settings, options: Sequence[str] = (), *, multiplex: bool = True
+) -> NoReturn:
+    """Replace this process by ssh to the member, with further `options` of ssh(1).
 
-    A command gets a terminal when it is run from one, so that `sudo` and `top` work. Raises NotFoundError,
-    AmbiguousError, MachineError when the member is not running, HostError without OpenSSH.
+    A command gets a terminal when it is run from one, so that `sudo` and `top` work. Without `multiplex` the connection
+    is its own: a forwarding or an agent would stay with a shared one.
+
+    Raises NotFoundError, AmbiguousError, MachineError when the member is not running, HostError without OpenSSH.
     """
     words = command_words(command)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    argv = resolve_member(ref, cluster=settings.scope).ssh_argv(words, tty=True if words and terminal else None)
+    tty = True if words and terminal and "-t" not in options else None
+    argv = resolve_member(ref, cluster=settings.scope).ssh_argv(words, tty=tty, multiplex=multiplex)
+    argv[1:1] = options
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - an argv list, no shell
     except FileNotFoundError:

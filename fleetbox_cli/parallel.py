@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -28,30 +28,34 @@ class Outcome(msgspec.Struct, frozen=True):
     stderr: str = ""
 
 
-def collect(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run all jobs (name, argv) and return what they printed."""
+def collect(jobs: Sequence[Job], *, fail_fast: bool = False) -> list[Outcome]:
+    """Run all jobs (name, argv) and return what they printed.
+
+    With `fail_fast` the first that fails ends the others, which are then not among the outcomes.
+    """
 
     async def one(name: str, argv: Sequence[str]) -> Outcome:
         out, err = bytearray(), bytearray()
         code = await _run(argv, out.extend, err.extend)
         return Outcome(name, code, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    return asyncio.run(_all(jobs, one))
+    return asyncio.run(_all(jobs, one, fail_fast=fail_fast))
 
 
-def show(jobs: Sequence[Job]) -> list[Outcome]:
-    """Run all jobs and write their lines as they come, `name | line`."""
+def show(jobs: Sequence[Job], *, fail_fast: bool = False) -> list[Outcome]:
+    """Run all jobs and write their lines as they come, `name | line`. `fail_fast` as for `collect`."""
     width = max(len(name) for name, _ in jobs)
 
     async def one(name: str, argv: Sequence[str]) -> Outcome:
         prefix = f"{name.ljust(width)} | ".encode()
         out, err = _Lines(prefix, sys.stdout.buffer), _Lines(prefix, sys.stderr.buffer)
-        code = await _run(argv, out.write, err.write)
-        out.end()
-        err.end()
-        return Outcome(name, code)
+        try:
+            return Outcome(name, await _run(argv, out.write, err.write))
+        finally:
+            out.end()
+            err.end()
 
-    return asyncio.run(_all(jobs, one))
+    return asyncio.run(_all(jobs, one, fail_fast=fail_fast))
 
 
 class _Lines:
@@ -74,14 +78,26 @@ class _Lines:
             self.write(b"\n")
 
 
-async def _all(jobs: Sequence[Job], one: Callable[[str, Sequence[str]], Awaitable[Outcome]]) -> list[Outcome]:
+async def _all(
+    jobs: Sequence[Job], one: Callable[[str, Sequence[str]], Coroutine[None, None, Outcome]], *, fail_fast: bool
+) -> list[Outcome]:
     slots = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def limited(job: Job) -> Outcome:
         async with slots:
             return await one(*job)
 
-    return list(await asyncio.gather(*map(limited, jobs)))
+    tasks = [asyncio.create_task(limited(job)) for job in jobs]
+    try:
+        for ended in asyncio.as_completed(tasks):
+            outcome = await ended
+            if fail_fast and outcome.exit_code != 0:
+                break
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks if not task.cancelled()]
 
 
 async def _run(argv: Sequence[str], out: Sink, err: Sink) -> int:

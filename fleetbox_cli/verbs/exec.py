@@ -12,7 +12,7 @@ from fleetbox.records import MemberState
 from fleetbox.refs import resolve
 from fleetbox_cli.login import command_words
 from fleetbox_cli.options import ClusterName
-from fleetbox_cli.parallel import collect, show
+from fleetbox_cli.parallel import Outcome, collect, show
 from fleetbox_cli.render import Output
 from fleetbox_cli.settings import Settings, note
 from fleetbox_cli.verb import verb
@@ -22,6 +22,7 @@ from fleetbox_cli.verb import verb
     """
     fleetbox exec mycluster uname -a
     fleetbox exec mycluster 'sudo apt-get update && sudo apt-get install -y curl'
+    fleetbox exec --fail-fast mycluster make test
     fleetbox exec --json mycluster hostname    # output and exit code of each member
     """,
     name="exec",
@@ -31,10 +32,12 @@ def exec_(
     settings: Settings,
     cluster: ClusterName,
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", show_default=False, help="What to run.")],
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="End the others as soon as one fails.")] = False,
 ) -> Output:
     """Run a command on all running members of a cluster at once.
 
-    Each line of output carries the member's name. The exit code is the highest of all members' codes.
+    Each line of output comes as it is printed and carries the member's name; a summary follows on standard error. The
+    exit code is the highest of all members' codes. Everything after CLUSTER belongs to the command.
     """
     words = command_words(command)
     if not words:
@@ -49,9 +52,26 @@ def exec_(
         )
     if skipped and not settings.json:
         note(f"note: not running, left out: {', '.join(skipped)}", settings)
-    if settings.json:
-        outcomes = collect([(m.ref, m.ssh_argv(words, tty=False)) for m in running])
-    else:
-        outcomes = show([(m.name, m.ssh_argv(words, tty=False)) for m in running])
-    worst = max(o.exit_code for o in outcomes)
-    return Output("exec", {"members": outcomes, "skipped": skipped}, exit_code=worst)
+    run = collect if settings.json else show
+    jobs = {m.ref if settings.json else m.name: (m.ref, m.ssh_argv(words, tty=False)) for m in running}
+    outcomes = run([(name, argv) for name, (_, argv) in jobs.items()], fail_fast=fail_fast)
+    ended = {outcome.ref for outcome in outcomes}
+    stopped = [ref for name, (ref, _) in jobs.items() if name not in ended]
+    if not settings.json and len(jobs) > 1:
+        note(_summary(outcomes, stopped), settings)
+    worst = max(outcome.exit_code for outcome in outcomes)
+    return Output("exec", {"members": outcomes, "skipped": skipped, "stopped": stopped}, exit_code=worst)
+
+
+def _summary(outcomes: list[Outcome], stopped: list[str]) -> str:
+    """`2 of 3 members succeeded; exit code 3 on node-2`."""
+    failed: dict[int, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.exit_code:
+            failed.setdefault(outcome.exit_code, []).append(outcome.ref)
+    count = len(outcomes) + len(stopped)
+    parts = [f"{sum(o.exit_code == 0 for o in outcomes)} of {count} members succeeded"]
+    parts += [f"exit code {code} on {', '.join(names)}" for code, names in sorted(failed.items())]
+    if stopped:
+        parts.append(f"ended before they were done: {', '.join(stopped)}")
+    return "; ".join(parts)

@@ -27,7 +27,9 @@ def test_lines_carry_the_members_name(run: Run, ssh_double: Path) -> None:
         for name, ip in (("node-1", "192.168.7.2"), ("a-long-name", "192.168.7.3"))
         for line in ("one", ip, "rest")
     )
-    assert sorted(done.stderr.splitlines()) == ["a-long-name | bad", "node-1      | bad"]
+    *lines, summary = done.stderr.splitlines()
+    assert sorted(lines) == ["a-long-name | bad", "node-1      | bad"]
+    assert summary == "2 of 2 members succeeded"
 
 
 def test_all_members_run_at_once(run: Run, ssh_double: Path, tmp_path: Path) -> None:
@@ -38,8 +40,29 @@ def test_all_members_run_at_once(run: Run, ssh_double: Path, tmp_path: Path) -> 
 
 def test_the_worst_exit_code_is_passed_on(run: Run, ssh_double: Path) -> None:
     write_cluster("demo", "node-1", "node-2", "node-3")
-    assert run("exec", "demo", "exit", "${MEMBER_IP##*.}").exit_code == 4
+    done = run("exec", "demo", "exit", "${MEMBER_IP##*.}")
+    assert done.exit_code == 4
+    assert done.stderr == (
+        "0 of 3 members succeeded; exit code 2 on node-1; exit code 3 on node-2; exit code 4 on node-3\n"
+    )
     assert run("exec", "demo", "kill -9 $$").exit_code == 137
+
+
+@pytest.mark.parametrize("how", [(), ("--json",)])
+def test_the_first_failure_ends_the_others(run: Run, ssh_double: Path, tmp_path: Path, how: tuple[str, ...]) -> None:
+    write_cluster("demo", "node-1", "node-2", "node-3")
+    others = f"touch {tmp_path}/$MEMBER_IP; echo begun; exec sleep 600"
+    first = f"until [ -e {tmp_path}/192.168.7.3 ] && [ -e {tmp_path}/192.168.7.4 ]; do sleep 0.02; done; exit 7"
+    done = run("exec", *how, "--fail-fast", "demo", f"[ $MEMBER_IP != 192.168.7.2 ] || {{ {first}; }}; {others}")
+    assert done.exit_code == 7
+    if how:
+        data = done.envelope["data"]
+        assert [outcome["ref"] for outcome in data["members"]] == ["demo/node-1"]
+        assert data["stopped"] == ["demo/node-2", "demo/node-3"]
+    else:
+        assert "node-2 | begun" in done.stdout
+        assert done.stderr.endswith("; exit code 7 on node-1; ended before they were done: demo/node-2, demo/node-3\n")
+    assert run("exec", "--fail-fast", "demo", "true").exit_code == 0
 
 
 def test_json_collects_what_each_member_printed(run: Run, ssh_double: Path) -> None:
@@ -51,6 +74,7 @@ def test_json_collects_what_each_member_printed(run: Run, ssh_double: Path) -> N
     assert done.envelope["data"] == {
         "members": [{"ref": "demo/node-1", "exit_code": 3, "stdout": "out\n", "stderr": "err\n"}],
         "skipped": ["demo/node-2"],
+        "stopped": [],
     }
     assert run("ssh", "--json", "node-1", "echo hi").envelope == {
         "fleetbox": 1,
