@@ -65,9 +65,10 @@ check: setup ## ruff, mypy --strict, generated files, direction of imports
 	@$(BIN)/python -m fleetbox_cli.generate --check
 	@$(PYTEST) -q --no-header --no-summary tests/repo/test_layers.py
 
-# Tests make networks of their own with `ip`.
+# Tests make networks of their own with `ip`, and look at the man pages as users do.
 test-programs:
 	@command -v ip >/dev/null || { $(INSTALL) iproute2; }
+	@command -v man >/dev/null || { $(INSTALL) man-db; }
 
 test: host test-programs check ## every test but the second tier's, those with real machines last
 	@$(PYTEST) -m 'not vm and not slow' -n 2 -q

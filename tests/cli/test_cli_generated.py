@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,18 +29,39 @@ def test_every_verb_has_a_page_with_help_and_examples() -> None:
     assert {f"fleetbox-{name}.1" for name in ENTRIES} < set(pages)
     for name, text in pages.items():
         assert text.startswith(".TH "), name
-        if ".SH COMMANDS" not in text:  # a group's verbs have them
+        if name.endswith(".1") and ".SH COMMANDS" not in text:  # a group's verbs have them
             assert ".SH EXAMPLES" in text, name
             assert "fleetbox" in text.partition(".SH EXAMPLES")[2], name
 
 
+def _pages() -> list[Path]:
+    return sorted((REPOSITORY / "man").iterdir())
+
+
 @pytest.mark.skipif(not shutil.which("groff"), reason="no groff here")
 def test_pages_are_proper_roff() -> None:
-    for path in sorted((REPOSITORY / "man").glob("*.1")):
-        command = ["groff", "-man", "-Tutf8", "-ww", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stderr == "", path
-        assert "OPTIONS" in done.stdout
+    command = ["groff", "-man", "-Tutf8", "-ww", *map(str, _pages())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not shutil.which("man"), reason="no man here")
+def test_man_shows_every_page_without_a_warning() -> None:
+    surroundings = os.environ | {"MAN_KEEP_STDERR": "1", "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "PAGER": "cat"}
+    command = ["man", "--warnings=w", "-P", "cat", "-l", *map(str, _pages())]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    for page in _pages():
+        assert f"{page.stem.upper()}({page.suffix[1:]})" in done.stdout
+        assert "\\" not in done.stdout.partition(f"{page.stem.upper()}(")[2][:2000]
+
+
+def test_topics_have_pages_that_are_referred_to() -> None:
+    made = {path.name: text for path, text in files().items() if path.parent.name == "man"}
+    assert {"fleetbox-images.7", "fleetbox-networking.7"} <= set(made)
+    for text in made.values():
+        for name, section in re.findall(r"(fleetbox[a-z-]*) \((\d)\)", text.replace("\\-", "-")):
+            assert f"{name}.{section}" in made, name
 
 
 def _values(*words: str) -> list[str]:

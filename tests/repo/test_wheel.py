@@ -34,6 +34,17 @@ def wanted() -> dict[str, Path]:
     return found
 
 
+def shared() -> dict[str, Path]:
+    """Every file that must be installed below the prefix, by its name there."""
+    made = {f"share/man/man{page.suffix[1:]}/{page.name}": page for page in (ROOT / "man").iterdir()}
+    completions = ROOT / "completions"
+    return made | {
+        "share/bash-completion/completions/fleetbox.bash": completions / "fleetbox.bash",
+        "share/zsh/site-functions/_fleetbox": completions / "_fleetbox",
+        "share/fish/vendor_completions.d/fleetbox.fish": completions / "fleetbox.fish",
+    }
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(sdist, wheel): the sdist of a copy of the tree, and the wheel of that sdist."""
@@ -48,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_wheel_holds_every_file_once(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
-        names = [n for n in wheel.namelist() if ".dist-info/" not in n]
+        names = [n for n in wheel.namelist() if ".dist-info/" not in n and ".data/" not in n]
         content = {n: wheel.read(n) for n in names}
     assert not [n for n, count in Counter(names).items() if count > 1]
     files = wanted()
@@ -56,10 +67,16 @@ def test_the_wheel_holds_every_file_once(built: tuple[Path, Path]) -> None:
     assert {n: path.read_bytes() for n, path in files.items()} == content
 
 
+def test_the_wheel_installs_man_pages_and_completions(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as wheel:
+        content = {n.partition(".data/data/")[2]: wheel.read(n) for n in wheel.namelist() if ".data/" in n}
+    assert content == {name: path.read_bytes() for name, path in shared().items()}
+
+
 def test_the_wheel_has_no_other_top_level_name(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         top = {n.split("/")[0] for n in wheel.namelist()}
-    assert {n for n in top if not n.endswith(".dist-info")} == {"fleetbox", "fleetbox_cli"}
+    assert {n for n in top if not n.endswith((".dist-info", ".data"))} == {"fleetbox", "fleetbox_cli"}
 
 
 def test_every_package_has_an_init(built: tuple[Path, Path]) -> None:
