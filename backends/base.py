@@ -117,7 +117,8 @@ class Capabilities:
     `emulated` says that guest code is interpreted: boots are slow and must be staggered. `snapshots` says that its
     machines are `Pauses` and `Snapshots` and the backend itself is `Restores`; `control_line` that its machines are
     `HasControlLine`. `change_on_restore` names what a restored machine may have otherwise than the saved one: any of
-    "cpus" and "memory". `console` says that its machines are `HasConsole`, `statistics` that they are `HasStatistics`.
+    "cpus" and "memory". `console` says that its machines are `HasConsole`, `statistics` that they are `HasStatistics`;
+    `private_network` that a cluster's network can be in a namespace that the holder's host thread has entered.
     `hotplug` that a restored machine may have more fixtures than the saved one.
     """
 
@@ -134,6 +135,7 @@ class Capabilities:
     change_on_restore: frozenset[str] = frozenset()
     console: bool = False
     statistics: bool = False
+    private_network: bool = True
     hotplug: bool = True
 
 
@@ -192,6 +194,10 @@ class Network(Protocol):
     @property
     def bridge(self) -> str:
         """The host's interface that members hang on, empty when there is none."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users should know of this network, such as that nothing leads outside."""
 
     async def reserve(self, name: str, ip_hint: str = "") -> Lease:
         """Reserve an address for a member: `ip_hint` when free, else the lowest free. Repeated: the same lease.

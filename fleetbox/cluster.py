@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetbox import names as naming
-from fleetbox.errors import HolderEnding, RecordError
+from fleetbox.errors import HolderEnding, HostError, RecordError
 from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import ProcessIdentity, identify, is_alive
 from fleetbox.member import Member, OnEvent
@@ -148,6 +148,32 @@ class Cluster:
             return
         self._targets("destroy", names, 0.0, on_event)
 
+    def fork(self, name: str = "", *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> Cluster:
+        """A second cluster that is as this one is now: memory, disks, addresses, names and open connections.
+
+        Both go on from there, each on a private network of its own. `name` empty: this one's with a number. A fork of a
+        bound cluster is bound to the calling process. Raises HostError when the network is not private: two clusters
+        with the same addresses cannot share the host's; ConflictError for a name that is taken.
+        """
+        from fleetbox import snapshots
+
+        record = self.record
+        if record.network != "private":
+            raise HostError(
+                f"{self.name!r} cannot be forked",
+                why="its network is the host's, where its addresses are taken",
+                hint="make it with network='private', or clone a snapshot: its members get addresses of their own",
+            )
+        taken = snapshots.save(self.name, on_event=on_event)
+        try:
+            made = snapshots.clone(
+                taken.id, name, network="private", timeout_s=timeout_s, bound=record.bound, on_event=on_event
+            )
+        finally:
+            snapshots.remove([taken.id])
+        assert isinstance(made, Cluster)
+        return made
+
     def wait_for(self, *strategies: Strategy, timeout_s: float = 0.0) -> None:
         """Wait until each strategy of `fleetbox.wait` holds on every member; all members are watched at once.
 
@@ -169,7 +195,7 @@ class Cluster:
         from fleetbox.launch import ensure_holder
 
         while True:
-            control = ensure_holder(self.name)
+            control = ensure_holder(self.name, getattr(request, "network", "auto"))
             holder = live_holder(self.name)
             try:
                 result = control.run(operation, request, on_event)

@@ -20,7 +20,9 @@ from fleetbox import paths, wire
 from fleetbox.control import ControlSocket
 from fleetbox.errors import FleetboxError, HolderError, HostError, ProtocolError, from_wire
 from fleetbox.faultpoint import reach
+from fleetbox.network import Network, choose_network
 from fleetbox.records import live_holder
+from fleetbox.specs import NetworkMode
 
 START_LIMIT_S = 30.0
 
@@ -39,10 +41,11 @@ def find_holder(cluster: str) -> ControlSocket | None:
     return ControlSocket(Path(holder.socket))
 
 
-def ensure_holder(cluster: str) -> ControlSocket:
-    """The socket of the cluster's holder, started when none lives.
+def ensure_holder(cluster: str, network: NetworkMode = "auto") -> ControlSocket:
+    """The socket of the cluster's holder, started when none lives; a new cluster gets that `network`.
 
-    Raises HolderError when none can be started, HostError when its folders cannot be made, RecordError.
+    Raises HolderError when none can be started, HostError when its folders cannot be made, ConflictError when the
+    cluster has another network, RecordError.
     """
     deadline = time.monotonic() + START_LIMIT_S
     while True:
@@ -51,7 +54,7 @@ def ensure_holder(cluster: str) -> ControlSocket:
             with contextlib.suppress(HolderError):
                 control.get("/v1/ping", wire.Ping, timeout_s=5.0)
                 return control
-        if _start(cluster):
+        if _start(cluster, choose_network(cluster, network)):
             continue  # it is ready, and its record says where
         if time.monotonic() > deadline:
             raise HolderError(
@@ -62,7 +65,7 @@ def ensure_holder(cluster: str) -> ControlSocket:
         time.sleep(0.05)  # somebody else's holder is on its way up or down
 
 
-def _start(cluster: str) -> bool:
+def _start(cluster: str, network: Network) -> bool:
     """Start a holder: True when it serves, False when another one has the lock. Raises its error."""
     reach("client.start")
     try:
@@ -90,6 +93,8 @@ def _start(cluster: str) -> bool:
                     "--detach",
                     "--ready-fd",
                     str(ready_child),
+                    "--network",
+                    network,
                     "--",
                     cluster,
                 ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from fleetbox import paths, ssh
+from fleetbox import paths, reach, ssh
 from fleetbox.errors import MachineError, NotFoundError
 from fleetbox.records import LIVE_STATES, ClusterRecord, MemberRecord, MemberState, observed_state, read_cluster
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fleetbox.console import ConsoleConnection
     from fleetbox.files.copying import Copied
+    from fleetbox.forward import Forward
     from fleetbox.wait import Strategy
     from fleetbox.wire import Event
 
@@ -129,6 +130,7 @@ class Member:
                 "key_filename": str(paths.keys_dir() / "id_ed25519"),
                 "look_for_keys": False,
                 "allow_agent": False,
+                "sock": self.connect(22, timeout_s=20.0),
             },
             connect_timeout=20,
         )
@@ -146,9 +148,21 @@ class Member:
         ...     connection.recv(100)
         b'SSH-2.0-OpenSSH_9.2p1 Debian-2\\r\\n'
         """
-        connection = socket.create_connection((self.require_running().ip, port), timeout=timeout_s)
-        connection.settimeout(None)
-        return connection
+        return reach.connect(read_cluster(self.cluster), self.require_running(), port, timeout_s)
+
+    def forward(self, port: int, *, local_port: int = 0) -> Forward:
+        """Open a port of this host's loopback (0: any free one) that leads to a port of the member; close it after use.
+
+        Its `port` is the local one. Raises MachineError when the member is not running, ConflictError when the local
+        port is taken.
+
+        >>> with member.forward(80) as web:                 # doctest: +SKIP
+        ...     urllib.request.urlopen(f"http://127.0.0.1:{web.port}/")
+        """
+        from fleetbox.forward import Forward
+
+        self.require_running()
+        return Forward(lambda: self.connect(port), local_port)
 
     def wait_for(self, *strategies: Strategy, timeout_s: float = 0.0) -> None:
         """Wait until each strategy of `fleetbox.wait` holds, one after the other, for at most `timeout_s` seconds

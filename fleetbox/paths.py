@@ -179,6 +179,11 @@ def helper_socket() -> Path:
     return checked_socket(runtime_dir() / "helper.sock")
 
 
+def dial_socket(control: Path) -> Path:
+    """The dial socket (`fleetbox.reach`), beside the control socket of the same holder."""
+    return control.with_name("dial.sock")
+
+
 def holder_pidfile(cluster: str) -> Path:
     return cluster_runtime_dir(cluster) / "holder.pid"
 
@@ -205,8 +210,10 @@ def installation_digest() -> str:
 
 
 def host_dir() -> Path:
-    """What all installations of this host share (root only): locks of the network, forwarding, guest names."""
-    return Path("/run/fleetbox/host")
+    """Locks of networks, forwarding, guests' names: shared by all of root's installations; an ordinary user, whose
+    networks are private, has them in the runtime folder.
+    """
+    return Path("/run/fleetbox/host") if os.geteuid() == 0 else runtime_dir() / "host"
 
 
 def private_dir(path: Path) -> Path:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleetbox import paths
+from fleetbox import paths, reach
 from fleetbox.records import ClusterRecord, MemberRecord
 
 USER = "fleet"
@@ -31,15 +31,15 @@ def _quoted(path: Path) -> str:
     return '"' + str(path).replace("%", "%%") + '"'
 
 
-def options(cluster: str, member: str, *, multiplex: bool = True) -> list[str]:
+def options(cluster: ClusterRecord, member: str, *, multiplex: bool = True) -> list[str]:
     """The `-o` options that reach exactly this member (ssh_config(5))."""
     pairs = [
         f"User={USER}",
         f"IdentityFile={_quoted(paths.keys_dir() / 'id_ed25519')}",
         "IdentitiesOnly=yes",
-        f"UserKnownHostsFile={_quoted(paths.known_hosts(cluster))}",
+        f"UserKnownHostsFile={_quoted(paths.known_hosts(cluster.name))}",
         "GlobalKnownHostsFile=none",
-        f"HostKeyAlias={host_key_alias(cluster, member)}",
+        f"HostKeyAlias={host_key_alias(cluster.name, member)}",
         "StrictHostKeyChecking=yes",
         "UpdateHostKeys=no",
         # First: the hybrid that newer clients prefer costs an emulated guest 0.2 s, and the network is our own.
@@ -52,9 +52,11 @@ def options(cluster: str, member: str, *, multiplex: bool = True) -> list[str]:
     if multiplex:
         pairs += [
             "ControlMaster=auto",
-            f"ControlPath={_quoted(control_path(cluster, member))}",
+            f"ControlPath={_quoted(control_path(cluster.name, member))}",
             f"ControlPersist={CONTROL_PERSIST_S}",
         ]
+    if cluster.network == "private":  # the holder connects and hands the socket over
+        pairs += [f"ProxyCommand={reach.proxy_command(cluster.name)}", "ProxyUseFdpass=yes"]
     return [word for pair in pairs for word in ("-o", pair)]
 
 
@@ -79,7 +81,7 @@ def argv(
         "ssh",
         "-F",
         "none",
-        *options(cluster.name, member.name, multiplex=multiplex),
+        *options(cluster, member.name, multiplex=multiplex),
         *flags,
         "--",
         member.ip,
@@ -104,6 +106,6 @@ def close_argv(cluster: str, member: str) -> list[str]:
 
 def config(cluster: ClusterRecord, member: MemberRecord, names: Sequence[str]) -> str:
     """A `Host` block of ssh_config(5) that reaches the member under these names as `argv` does."""
-    pairs = [option.partition("=") for option in options(cluster.name, member.name)[1::2]]
+    pairs = [option.partition("=") for option in options(cluster, member.name)[1::2]]
     lines = [f"HostName {member.ip}", *(f"{key} {value}" for key, _, value in pairs)]
     return "".join([f"Host {' '.join(names)}\n", *(f"    {line}\n" for line in lines)])

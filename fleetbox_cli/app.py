@@ -20,6 +20,8 @@ ENTRIES = {
     "ssh-config": Entry(_V + "sshconfig:ssh_config", "Print the members as a configuration of OpenSSH.", _USE),
     "exec": Entry(_V + "exec:exec_", "Run a command on all members of a cluster.", _USE),
     "cp": Entry(_V + "cp:cp", "Copy files to, from and between members.", _USE),
+    "enter": Entry(_V + "network:enter", "Run a program of this host on a cluster's network.", _USE),
+    "forward": Entry(_V + "network:forward", "Open ports of a member on this host's loopback.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
     "events": Entry(_V + "events:events", "Show what happened to a cluster.", _USE),
     "console": Entry(_V + "console:console", "Use a member's serial console.", _USE),

@@ -32,6 +32,8 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "ssh-config": {"help": "Print the members as a configuration of OpenSSH.", "options": {}, "arguments": ["CLUSTER"], "verbs": {}},
     "exec": {"help": "Run a command on all members of a cluster.", "options": {"--fail-fast": "\tEnd the others as soon as one fails."}, "arguments": ["CLUSTER", "COMMAND..."], "verbs": {}},
     "cp": {"help": "Copy files to, from and between members.", "options": {}, "arguments": ["SRC DST..."], "verbs": {}},
+    "enter": {"help": "Run a program of this host on a cluster's network.", "options": {}, "arguments": ["CLUSTER", "COMMAND..."], "verbs": {}},
+    "forward": {"help": "Open ports of a member on this host's loopback.", "options": {}, "arguments": ["REF", "PORT:PORT..."], "verbs": {}},
     "logs": {"help": "Show a member's serial console.", "options": {"--follow": "\tGo on until the member stops.", "-f": "\tGo on until the member stops.", "--tail": "N\tOnly the last N lines."}, "arguments": ["REF"], "verbs": {}},
     "events": {"help": "Show what happened to a cluster.", "options": {"--follow": "\tGo on until the cluster is destroyed.", "-f": "\tGo on until the cluster is destroyed.", "--since": "N\tOnly those after event number N."}, "arguments": ["CLUSTER"], "verbs": {}},
     "console": {"help": "Use a member's serial console.", "options": {"--escape": "CHAR\tEscape character; none turns it off. [default: ~]", "-e": "CHAR\tEscape character; none turns it off. [default: ~]"}, "arguments": ["REF"], "verbs": {}},

@@ -8,6 +8,10 @@ import json
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleetbox.backends.host.isolation import Isolation
 
 
 def main() -> int:
@@ -15,10 +19,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fleetbox.holder", description=__doc__)
     parser.add_argument("--detach", action="store_true", help="go on in the background, in a session of its own")
     parser.add_argument("--ready-fd", type=int, help="descriptor that gets one JSON line when it serves, or why not")
+    parser.add_argument("--network", choices=("host", "private"), default="host", help="where its network is made")
     parser.add_argument("cluster")
     args = parser.parse_args()
     if args.detach and os.fork():  # before any import that could start a thread
         os._exit(0)
+    isolation = _isolation(args.cluster) if args.network == "private" else None  # likewise
     from fleetbox.errors import FleetboxError
     from fleetbox.holder.daemon import Daemon
     from fleetbox.names import check_label
@@ -35,7 +41,7 @@ def main() -> int:
             os.close(args.ready_fd)
 
     async def serve() -> None:
-        daemon = Daemon(check_label(args.cluster, "cluster name"))
+        daemon = Daemon(check_label(args.cluster, "cluster name"), isolation)
         await daemon.run(ready)
         if daemon.handed_over:
             logging.shutdown()
@@ -49,6 +55,19 @@ def main() -> int:
         ready({"error": e.to_wire()})
         return e.exit_code
     return 0
+
+
+def _isolation(cluster: str) -> Isolation:
+    """The private network's place: where the cluster's live machines are, or a new one."""
+    from fleetbox.backends.host.isolation import isolate
+    from fleetbox.errors import FleetboxError
+    from fleetbox.records import read_cluster
+
+    try:
+        members = read_cluster(cluster).members.values()
+    except FleetboxError:  # there is none yet, or it cannot be read: the daemon says so
+        return isolate(())
+    return isolate(member.handle.process for member in members if member.handle)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ from collections.abc import AsyncIterator, Callable
 from fleetbox import paths, wire
 from fleetbox._version import __version__
 from fleetbox.backends.base import timeout_scale
+from fleetbox.backends.host.isolation import Isolation
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HolderEnding
 from fleetbox.faultpoint import reach
 from fleetbox.holder import observation
+from fleetbox.holder.dial import DialServer
 from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Operation, Work
@@ -43,14 +45,14 @@ Ready = Callable[[dict[str, object]], None]
 class Daemon:
     """One cluster's holder, as the server sees it."""
 
-    def __init__(self, cluster: str) -> None:
+    def __init__(self, cluster: str, isolation: Isolation | None = None) -> None:
         self.cluster = cluster
         self._running: set[Operation] = set()
         self.handed_over = False
         self._asked = False
         self._handing_over: asyncio.Task[None] | None = None
         self._ending = asyncio.Event()
-        self._host = HostThread("host")
+        self._host = HostThread("host", isolation)
         self._events = EventLog(cluster)
         self._store = ClusterStore(paths.cluster_record(cluster), self._events)
         self._orchestrator = Orchestrator(cluster, self._store, self._host, self._ending.set)
@@ -96,6 +98,7 @@ class Daemon:
             reach("holder.locked")
             runtime = paths.private_dir(paths.cluster_runtime_dir(self.cluster))
             socket_path = paths.holder_socket(self.cluster)
+            dial_path = paths.dial_socket(socket_path)
             self._store.load()
             self._events.open()
             self._events.catch_up(self._store.record)
@@ -109,8 +112,13 @@ class Daemon:
                 paths.holder_pidfile(self.cluster).write_text(f"{process.pid}\n")
                 lock.announce(HolderRecord(process, str(socket_path), __version__, wire.PROTOCOL))
                 reach("holder.announced")
-                await self._serve(listening, ready)
+                dial = DialServer(bind(dial_path), self._host)
+                try:
+                    await self._serve(listening, ready)
+                finally:
+                    await dial.close()
             reach("holder.silent")
+            dial_path.unlink(missing_ok=True)
             socket_path.unlink(missing_ok=True)
             paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
             if self._store.record is None:  # with it goes what machines that died without a holder have left

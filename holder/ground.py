@@ -24,6 +24,7 @@ from fleetbox.holder.members import Members
 from fleetbox.holder.operations import Emit, Steps
 from fleetbox.holder.store import ClusterStore
 from fleetbox.image import Image
+from fleetbox.network import Network, conflict
 from fleetbox.records import ClusterRecord, MemberRecord
 from fleetbox.specs import MemberSpec
 
@@ -61,8 +62,6 @@ class Ground:
     ) -> Backend:
         """The cluster's backend; a cluster that is not there yet gets its record, in memory."""
         choice = await asyncio.to_thread(registry.choose, request.backend, existing.backend if existing else "")
-        if request.network == "private":
-            raise HostError("private networks are not built yet", hint="leave --network out (root is needed for now)")
         if self.backend is None:
             surroundings = BackendEnvironment(self._host, dict(os.environ), self._emit)
             backend = registry.create(choice.name, surroundings)
@@ -76,6 +75,10 @@ class Ground:
                 backend = registry.create(choice.name, surroundings)
                 await backend.check()
             self.backend = backend
+        isolated = self._host.isolation is not None and self.backend.capabilities().private_network
+        has = existing.network if existing else "private" if isolated else "host"
+        if request.network not in ("auto", has):
+            raise conflict(has, request.network)
         if existing is None:
             if request.owner is not None:
                 self._owner.watch(request.owner)
@@ -86,7 +89,7 @@ class Ground:
                     backend=choice.name,
                     backend_reason=choice.reason,
                     accelerator=self.backend.accelerator,
-                    network="host",
+                    network=has,
                     created_at=time.time(),
                     spec=spec,
                     owner=request.owner,
@@ -105,9 +108,12 @@ class Ground:
         leases = {m.name: m.ip for m in record.members.values() if m.ip}
         await arrive("cluster.network")
         with Steps(emit).step("network"):
+            mode: Network = "private" if record.network == "private" else "host"
             network = await backend.create_network(
-                NetworkSpec(self._cluster, "host", record.subnet, leases, record.bound)
+                NetworkSpec(self._cluster, mode, record.subnet, leases, record.bound)
             )
+        for note in network.notes:
+            emit(wire.Notice(note))
         if record.subnet and network.subnet != record.subnet:
             emit(
                 wire.Notice(

@@ -51,6 +51,10 @@ class FakeNetwork:
         """Whether the member has an address."""
         return name in self._leases
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     async def reserve(self, name: str, ip_hint: str = "") -> Lease:
         if self._closed:
             raise NetworkError(f"the network of {self._cluster} is closed")

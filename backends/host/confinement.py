@@ -12,17 +12,19 @@ has threads.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetbox.backends.host import programs
+from fleetbox.backends.host import capabilities, programs
 from fleetbox.errors import HostError
+from fleetbox.network import effective_capabilities
 
 # A bit in /proc/PID/status (capabilities(7)).
-_BITS = {"dac_read_search": 2, "net_bind_service": 10, "net_admin": 12, "net_raw": 13}
+_BITS = {"dac_read_search": 2, "net_bind_service": 10, "net_admin": 12, "net_raw": 13, "sys_admin": 21}
 
 _STILL_THERE = '[ "$PPID" = "$0" ] || exit 1; exec "$@"'
 
@@ -62,12 +64,26 @@ def confined(argv: Sequence[str], confinement: Confinement) -> list[str]:
     return [str(setpriv), *how, "--pdeathsig", "KILL", "--", *shell, *argv]
 
 
+# What lets root's programs read its users' files; a user's own need no more than the user may.
+_OF_ROOT = {"dac_read_search"}
+
+
+def _kept(keeps: Collection[str]) -> list[str]:
+    return [name for name in keeps if os.geteuid() == 0 or name not in _OF_ROOT]
+
+
+def passed_on(confinement: Confinement) -> contextlib.AbstractContextManager[None]:
+    """Within it, the calling thread can start what keeps capabilities although it is not root's."""
+    return capabilities.passed_on(*(_BITS[name] for name in _kept(confinement.keeps or ())))
+
+
 def _rights(keeps: Collection[str], user: str) -> list[str]:
-    mine = _bounding()
-    only = ",".join(["-all", *(f"+{name}" for name in keeps if mine >> _BITS[name] & 1)])
+    # A user's own are those of its user namespace; elsewhere it has none.
+    mine = _bounding() if os.geteuid() == 0 else effective_capabilities()
+    only = ",".join(["-all", *(f"+{name}" for name in _kept(keeps) if mine >> _BITS[name] & 1)])
     how = ["--no-new-privs"]
-    if os.geteuid() != 0:  # without root there is nothing to keep but what is ambient, and that is ours alone
-        return [*how, "--inh-caps=-all", "--ambient-caps=-all"]
+    if os.geteuid() != 0:
+        return [*how, f"--inh-caps={only}", f"--ambient-caps={only}"]
     if user:
         found = _user(user)
         # Only ambient capabilities survive the exec of one who is not root.

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetbox.backends.host import programs
-from fleetbox.backends.host.confinement import FREE, Confinement, confined
+from fleetbox.backends.host import capabilities, programs
+from fleetbox.backends.host.confinement import FREE, Confinement, confined, passed_on
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, HostError
 from fleetbox.faultpoint import reach
@@ -50,22 +50,27 @@ def _unusable(program: str, error: OSError) -> HostError:
     return HostError(f"{program} cannot be run", why=error.strerror or str(error), hint="reinstall its package")
 
 
-def run_blocking(argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 60.0) -> bytes:
+def run_blocking(
+    argv: Sequence[str], *, stdin: bytes | None = None, timeout_s: float = 60.0, passing_on: Sequence[int] = ()
+) -> bytes:
     """Run a short program in the calling thread and return its standard output.
+
+    It is given the capabilities `passing_on` where the thread has them (see `capabilities`).
 
     Raises HostError when it is not installed or takes too long, ProgramFailed when it exits with an error.
     """
     log.debug("run %s", shlex.join(argv))
     try:
-        done = subprocess.run(
-            list(argv),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            timeout=timeout_s,
-            env=environment(),
-            check=False,
-        )
+        with capabilities.passed_on(*passing_on):
+            done = subprocess.run(
+                list(argv),
+                input=stdin,
+                stdin=subprocess.DEVNULL if stdin is None else None,
+                capture_output=True,
+                timeout=timeout_s,
+                env=environment(),
+                check=False,
+            )
     except OSError as e:
         raise _unusable(argv[0], e) from e
     except subprocess.TimeoutExpired:
@@ -210,17 +215,18 @@ def spawn_blocking(
         raise programs.missing(Path(argv[0]).name)
     with log_file.open("ab") as output, (stdout_file or log_file).open("ab") as stdout:
         try:
-            child = subprocess.Popen(
-                confined(argv, confinement),
-                stdin=stdin,
-                stdout=stdout,
-                stderr=output,
-                pass_fds=tuple(pass_fds),
-                env=environment(extra_env),
-                cwd=cwd,
-                umask=0o077,
-                start_new_session=True,
-            )
+            with passed_on(confinement):
+                child = subprocess.Popen(
+                    confined(argv, confinement),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=output,
+                    pass_fds=tuple(pass_fds),
+                    env=environment(extra_env),
+                    cwd=cwd,
+                    umask=0o077,
+                    start_new_session=True,
+                )
         except OSError as e:
             raise _unusable(argv[0], e) from e
     # A child that has ended already is a zombie until we wait for it: its pid cannot have been reused. Its argv is not

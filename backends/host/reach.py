@@ -41,11 +41,10 @@ async def wait_for_ssh(host: HostThread, ip: str, timeout_s: float, port: int = 
 
 async def _problem(host: HostThread, ip: str, port: int) -> str:
     """Try once: empty when the server greeted, else what went wrong, in words."""
-    sock = await host.run(_socket, ip, undo=socket.socket.close)
     loop = asyncio.get_running_loop()
+    sock: socket.socket | None = None
     try:
-        async with asyncio.timeout(_CONNECT_S):
-            await loop.sock_connect(sock, (ip, port))
+        sock = await connect(host, ip, port, _CONNECT_S)
         async with asyncio.timeout(_BANNER_S):
             greeting = b""
             while len(greeting) < len(BANNER):
@@ -61,7 +60,20 @@ async def _problem(host: HostThread, ip: str, port: int) -> str:
             return f"it is up, but nothing listens on port {port}"
         return os.strerror(e.errno) if e.errno else str(e)
     finally:
+        if sock is not None:
+            sock.close()
+
+
+async def connect(host: HostThread, ip: str, port: int, timeout_s: float) -> socket.socket:
+    """A connected, non-blocking socket of the host thread's network. Raises OSError, TimeoutError."""
+    sock = await host.run(_socket, ip, undo=socket.socket.close)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.get_running_loop().sock_connect(sock, (ip, port))
+    except BaseException:
         sock.close()
+        raise
+    return sock
 
 
 def _socket(ip: str) -> socket.socket:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from fleetbox.backends.host.isolation import Isolation
 
 T = TypeVar("T")
 
@@ -18,7 +21,9 @@ T = TypeVar("T")
 class HostThread:
     """Runs blocking functions one after another in one lasting thread."""
 
-    def __init__(self, name: str = "host") -> None:
+    def __init__(self, name: str = "host", isolation: Isolation | None = None) -> None:
+        """`isolation` is what a private cluster's thread enters; None: it stays in the host's network."""
+        self.isolation = isolation
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(self, function: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None) -> T:

@@ -71,7 +71,7 @@ class RemoteBackend:
 
     def capabilities(self) -> Capabilities:
         # A console and a control line are sockets in a folder: those of the helper are not ours.
-        return dataclasses.replace(self.facts.capabilities, console=False, control_line="")
+        return dataclasses.replace(self.facts.capabilities, console=False, control_line="", private_network=False)
 
     async def check(self) -> None:
         self._facts = await asyncio.to_thread(self._ask_facts)

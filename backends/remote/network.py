@@ -27,6 +27,10 @@ class RemoteNetwork:
     def bridge(self) -> str:
         return self._answer.bridge
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def holds(self, name: str) -> bool:
         """Whether the member has an address."""
         return name in self._leases

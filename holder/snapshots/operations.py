@@ -50,6 +50,15 @@ def _names(snapshot: Snapshot, record: ClusterRecord | None, wanted: str) -> dic
     return {admission.names_for_add(record, wire.AddRequest(names=(wanted,) if wanted else ()))[0]: was}
 
 
+def _anew(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with members that are other records than those that were saved, whatever they are to the guests."""
+    now = time.time()
+    members = {
+        name: msgspec.structs.replace(member, id=new_id(), created_at=now) for name, member in snapshot.members.items()
+    }
+    return msgspec.structs.replace(snapshot, members=members)
+
+
 @dataclass(frozen=True)
 class SnapshotOperations:
     """What the orchestrator lends: its record, what its members stand on, and how an empty cluster is given up."""
@@ -94,7 +103,11 @@ class SnapshotOperations:
         return {"members": names}
 
     async def clone(self, request: wire.CloneRequest, emit: Emit) -> dict[str, Any]:
-        """Make a new member of a member's snapshot, or the cluster of a cluster's."""
+        """Make a new member of a member's snapshot, or the cluster of a cluster's.
+
+        On a private network a whole cluster is *forked*: nobody outside hears it, so its members come up exactly as
+        they were saved, with their addresses, names and open connections. Elsewhere each gets an identity of its own.
+        """
         snapshot = await asyncio.to_thread(SnapshotStore().find, request.snapshot)
         record = self.store.record
         names = _names(snapshot, record, request.name)
@@ -113,8 +126,16 @@ class SnapshotOperations:
                     for name, was in names.items()
                 ]
                 admission.check_memory([clone.placeholder.spec for clone in clones], emit)
+            alike = snapshot.kind == "cluster" and request.spec == wire.SpecChange()
+            forks = alike and self.store.current.network == "private"
+            if forks:
+                self.store.change(subnet=snapshot.subnet)
             members = await self.ground.ensure_network(backend, emit)
-            await Cloning(self.store, members, self.host, emit).run(clones, request.timeout_s)
+            if forks and members.network.subnet == snapshot.subnet:
+                wanted = wire.RestoreRequest(snapshot.id, timeout_s=request.timeout_s)
+                await restore(self.store, members, _anew(snapshot), list(names), images, wanted, emit)
+            else:
+                await Cloning(self.store, members, self.host, emit).run(clones, request.timeout_s)
         except BaseException:
             await asyncio.shield(self.abandon_if_empty())
             raise

@@ -33,7 +33,7 @@ from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.members import Machine, Members, close_master
 from fleetbox.holder.operations import Emit, Steps, all_of, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures, remove_slot
-from fleetbox.holder.snapshots.guest import set_clock
+from fleetbox.holder.snapshots.guest import bring_up_to_date
 from fleetbox.holder.snapshots.save import kept_beside
 from fleetbox.holder.snapshots.standstill import pause_all, resume_all
 from fleetbox.holder.snapshots.store import SnapshotStore, check_identity
@@ -208,12 +208,12 @@ class Restoration:
     async def _ready(self, name: str, vm: VM, limit_s: float) -> None:
         """The member answers again, and knows what time it is."""
         with Steps(self._emit, name).step("address"):
-            await together(vm.wait_for_ip(limit_s), self._set_clock(name, vm))
+            await together(vm.wait_for_ip(limit_s), self._bring_up_to_date(name, vm))
 
-    async def _set_clock(self, name: str, vm: VM) -> None:
+    async def _bring_up_to_date(self, name: str, vm: VM) -> None:
         if self._members.backend.capabilities().ssh:
             try:
-                await set_clock(self._store.current, self._store.current.members[name], vm)
+                await bring_up_to_date(self._store.current, self._store.current.members[name], vm)
             except FleetboxError as e:
                 self._emit(wire.Notice(f"the clock of {name} could not be set: {e}", name))
 

@@ -39,6 +39,10 @@ class NoNetwork:
     subnet = ""
     bridge = ""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     async def reserve(self, name: str, ip_hint: str = "") -> Lease:
         return Lease(name, "192.0.2.2", "02:00:00:00:00:01", 24, "192.0.2.1")
 

@@ -43,8 +43,8 @@ class Holder:
 
     @property
     def members(self) -> Members:
-        assert self._orchestrator._members is not None
-        return self._orchestrator._members
+        assert self._orchestrator._ground.members is not None
+        return self._orchestrator._ground.members
 
     @property
     def on_bridge(self) -> frozenset[tuple[str, int]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fleetbox.backends.host import namespaces
 from fleetbox.backends.host.network import naming
 from fleetbox.backends.host.network.journal import (
     ForeignRule,
@@ -38,7 +39,7 @@ def record(cluster: str) -> NetworkRecord:
         table=naming.table_name(bridge),
         owner=owner,
         boot_id=boot_id(),
-        namespace=naming.namespace_inode(),
+        namespace=namespaces.network_inode(),
         subnet="192.168.5.0/24",
     )
 

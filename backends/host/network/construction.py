@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 from fleetbox.backends.base import NetworkSpec
-from fleetbox.backends.host import programs
+from fleetbox.backends.host import capabilities, namespaces, programs
 from fleetbox.backends.host.network import (
     firewall,
     forwarding,
     links,
-    namespaces,
     naming,
     resolver,
 )
@@ -43,14 +42,12 @@ from fleetbox.records import read_clusters
 log = logging.getLogger(__name__)
 
 _TUN = Path("/dev/net/tun")
-_CAP_NET_ADMIN = 12
 
 
 def check_host() -> None:
     """Raise HostError, with a hint, when this process cannot make networks on this host."""
-    for line in Path("/proc/thread-self/status").read_text().splitlines():
-        if line.startswith("CapEff:") and not int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1:
-            raise links.not_permitted("it lacks the capability CAP_NET_ADMIN")
+    if not capabilities.has(capabilities.NET_ADMIN):
+        raise links.not_permitted("it lacks the capability CAP_NET_ADMIN")
     programs.require("nft")
     if not _TUN.exists():
         raise HostError(
@@ -82,22 +79,33 @@ class Built:
         return self.gateway.network
 
 
-def build(spec: NetworkSpec) -> Built:
+@dataclass(frozen=True)
+class Surroundings:
+    """What lies around a private network: subnets that guests may want to reach outside, and who answers for its
+    resolvers (empty where nothing leads outside).
+    """
+
+    occupied: tuple[IPv4Network, ...]
+    dns: str = ""
+
+
+def build(spec: NetworkSpec, surroundings: Surroundings | None = None) -> Built:
     """Make the cluster's network, or take over the one that its last holder left; undoes itself when it fails.
+
+    With `surroundings` it is a private one, and the calling thread in its namespace.
 
     Raises HostError when this host cannot have one, NetworkError when it is in other hands or there is no free subnet,
     RecordError when its record cannot be understood.
     """
     check_host()
     bridge = naming.bridge_name(spec.cluster)
-    namespace = naming.namespace_inode()
+    namespace = namespaces.network_inode()
     with network_lock(namespace), links.netlink() as ip:
         found = _left_behind(bridge, spec.cluster, namespace)
         stands = links.index_of(ip, bridge) is not None
         chosen = parse_subnet(found.subnet) if found and stands else None
         if chosen is None:
-            occupied = links.occupied(ip, bridge) + _recorded_subnets(spec.cluster) + _nameservers()
-            chosen = choose_subnet(spec.cluster, occupied, spec.subnet)
+            chosen = _choose(spec, links.occupied(ip, bridge), surroundings)
         gateway = IPv4Interface((int(chosen.network_address) + 1, chosen.prefixlen))
         wanted = firewall.wanted_rules(bridge, firewall.chains())
         journal = Journal(
@@ -108,6 +116,7 @@ def build(spec: NetworkSpec) -> Built:
                 owner=_self(),
                 boot_id=boot_id(),
                 namespace=namespace,
+                private=surroundings is not None,
                 subnet=str(chosen),
                 taps=found.taps if found else {},
                 rules=union(found.rules if found else (), wanted),
@@ -127,7 +136,13 @@ def build(spec: NetworkSpec) -> Built:
             firewall.ensure_rules(wanted)
             reach("network.rules")
             built.resolver = _ensure_resolver(
-                journal, gateway, _resolvers(found) if found else [], may_adopt=stands, bound=spec.bound
+                journal,
+                gateway,
+                _resolvers(found) if found else [],
+                may_adopt=stands,
+                # Alone it would keep a private network from ending with its last machine.
+                bound=spec.bound or surroundings is not None,
+                upstream=surroundings.dns if surroundings else None,
             )
             resolver.keep_only(bridge, spec.leases)
             reach("network.built")
@@ -174,7 +189,7 @@ def _left_behind(bridge: str, cluster: str, namespace: int) -> NetworkRecord | N
     if found.boot_id != boot_id():
         return None  # nothing of it is left but the record, which is about to be replaced
     if found.namespace != namespace:
-        if namespaces.exists(found.namespace):
+        if not found.private and namespaces.exists(found.namespace):
             raise NetworkError(
                 f"the network of {cluster!r} is in another network namespace",
                 why=f"its record names net:[{found.namespace}], this is net:[{namespace}]",
@@ -182,6 +197,22 @@ def _left_behind(bridge: str, cluster: str, namespace: int) -> NetworkRecord | N
             )
         return None
     return found
+
+
+def _choose(spec: NetworkSpec, occupied: Sequence[IPv4Network], surroundings: Surroundings | None) -> IPv4Network:
+    if surroundings is None:
+        occupied = [*occupied, *_recorded_subnets(spec.cluster), *_nameservers()]
+        return choose_subnet(spec.cluster, occupied, spec.subnet)
+    recorded = parse_subnet(spec.subnet)
+    if recorded and not any(recorded.overlaps(other) for other in occupied):
+        return recorded  # nobody else hears of it, whatever the host has meanwhile
+    return choose_subnet(spec.cluster, [*occupied, *surroundings.occupied])
+
+
+def occupied_outside() -> tuple[IPv4Network, ...]:
+    """Subnets that the calling thread's network leads to."""
+    with links.netlink() as ip:
+        return (*links.occupied(ip, ""), *_nameservers())
 
 
 def _recorded_subnets(cluster: str) -> list[IPv4Network]:
@@ -197,7 +228,13 @@ def _nameservers() -> list[IPv4Network]:
 
 
 def _ensure_resolver(
-    journal: Journal, gateway: IPv4Interface, left: list[Process], *, may_adopt: bool, bound: bool
+    journal: Journal,
+    gateway: IPv4Interface,
+    left: list[Process],
+    *,
+    may_adopt: bool,
+    bound: bool,
+    upstream: str | None,
 ) -> Process | None:
     """Take over one of the resolvers that were `left` behind, or start one."""
     record = journal.record
@@ -210,7 +247,7 @@ def _ensure_resolver(
     if kept is not None:
         journal.write(resolver=kept.identity)
         return kept
-    started = resolver.start(record.bridge, str(gateway.ip), record.cluster, bound=bound)
+    started = resolver.start(record.bridge, str(gateway.ip), record.cluster, bound=bound, upstream=upstream)
     try:
         reach("network.resolver")
         journal.write(resolver=started.identity if started else None)

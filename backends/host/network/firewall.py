@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface
 from typing import Any
 
+from fleetbox.backends.host import capabilities
 from fleetbox.backends.host.network.journal import ForeignRule
 from fleetbox.backends.host.process import ProgramFailed, run_blocking
 from fleetbox.errors import HostError, NetworkError
@@ -42,7 +43,7 @@ def _nft(*arguments: str, commands: list[_Json] | None = None) -> list[_Json]:
     """Run nft and return its answer's objects; the commands are one transaction."""
     script = None if commands is None else json.dumps({"nftables": commands}).encode()
     argv = ["nft", "-j", *arguments, *(["-f", "-"] if script is not None else [])]
-    output = run_blocking(argv, stdin=script)
+    output = run_blocking(argv, stdin=script, passing_on=(capabilities.NET_ADMIN,))
     return list(json.loads(output)["nftables"]) if output.strip() else []
 
 

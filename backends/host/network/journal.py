@@ -37,7 +37,8 @@ class ForeignRule(msgspec.Struct, frozen=True):
 
 
 class NetworkRecord(msgspec.Struct, frozen=True):
-    """One network's host resources. `owner` is the holder; `namespace` the inode of the network namespace they are in.
+    """One network's host resources. `owner` is the holder; `namespace` the inode of the network namespace they are in,
+    which with `private` is the cluster's own.
 
     `taps` maps members' slots (`tap_key`) to interfaces. `resolver` is empty while dnsmasq is being started: it is then
     found by its argv.
@@ -51,6 +52,7 @@ class NetworkRecord(msgspec.Struct, frozen=True):
     namespace: int
     subnet: Subnet
     schema: int = SCHEMA
+    private: bool = False
     taps: dict[str, str] = msgspec.field(default_factory=dict)
     rules: tuple[ForeignRule, ...] = ()
     resolver: ProcessIdentity | None = None
@@ -134,6 +136,18 @@ class Journal:
         """Everything is gone: drop the record."""
         with _locked():
             path_of(self.record.bridge).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[bool]:
+        """Drop the record at the end, and meanwhile what goes with it; False when somebody has written another.
+
+        A private network's new holder has a namespace, and so a lock, of its own: it waits here with its first write.
+        """
+        with _locked():
+            same = read_network(self.record.bridge) == self.record
+            yield same
+            if same:
+                path_of(self.record.bridge).unlink(missing_ok=True)
 
 
 def union(first: tuple[T, ...], second: tuple[T, ...]) -> tuple[T, ...]:

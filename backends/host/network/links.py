@@ -31,7 +31,7 @@ def not_permitted(why: str) -> HostError:
     return HostError(
         "this user may not make networks on the host",
         why=why,
-        hint="run fleetbox as root; networks without root (--network private) are yet to come",
+        hint="use --network private, which needs no root, or run fleetbox as root",
     )
 
 
@@ -196,6 +196,12 @@ def occupied(ip: IPRoute, own_bridge: str) -> list[IPv4Network]:
         if address["index"] != own
     ]
     return routed + addressed
+
+
+def loopback_up() -> None:
+    """A new namespace's loopback interface is down."""
+    with netlink() as ip:
+        ip.link("set", index=1, state="up")
 
 
 def uplinks(ip: IPRoute) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ the 15 characters that Linux gives an interface's name.
 from __future__ import annotations
 
 import hashlib
-import os
 
 from fleetbox import paths
 
@@ -29,8 +28,3 @@ def tap_name(cluster: str, member: str, slot: int = 0) -> str:
 def table_name(bridge: str) -> str:
     """The nftables table of a bridge: `fleetbox_<installation>_<cluster>`."""
     return f"fleetbox_{bridge[2:7]}_{bridge[8:]}"
-
-
-def namespace_inode() -> int:
-    """The calling thread's network namespace."""
-    return os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116 - Path.stat is the same, longer

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from ipaddress import IPv4Address
 
 from fleetbox.backends.base import Lease, NetworkSpec, Traffic, generate_mac
 from fleetbox.backends.host.network import construction, links, resolver
-from fleetbox.backends.host.network.construction import Built
+from fleetbox.backends.host.network.construction import Built, Surroundings
+from fleetbox.backends.host.network.egress import Egress, log_file
 from fleetbox.backends.host.network.journal import tap_key
+from fleetbox.backends.host.network.lock import drop_lock
 from fleetbox.backends.host.network.reconcile import reconcile
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.errors import NetworkError
+from fleetbox.errors import HostError, NetworkError
 
 
 async def open_network(host: HostThread, spec: NetworkSpec) -> HostNetwork:
@@ -24,17 +27,45 @@ async def open_network(host: HostThread, spec: NetworkSpec) -> HostNetwork:
     Raises HostError (no CAP_NET_ADMIN, no /dev/net/tun, no nft), NetworkError (in other hands, no free subnet,
     refused), RecordError (its record cannot be understood).
     """
+    if spec.mode == "private":
+        return await _open_private(host, spec)
     await host.run(construction.check_host)
     await reconcile(host, keep=spec.cluster)
     return HostNetwork(host, spec, await host.run(construction.build, spec, undo=construction.undo))
 
 
+async def _open_private(host: HostThread, spec: NetworkSpec) -> HostNetwork:
+    """The same, in a namespace of the cluster's own that the host thread enters, with a way out of it."""
+    if host.isolation is None:
+        raise HostError("this holder keeps no network to itself", why="it was started for the host's network")
+    await host.run(host.isolation.enter)
+    await host.run(links.loopback_up)
+    await host.run(construction.check_host)
+    await reconcile(host, keep=spec.cluster)
+    outside = await asyncio.to_thread(construction.occupied_outside)
+    async with contextlib.AsyncExitStack() as undo:
+        egress, note = Egress(host, log_file(spec.cluster)), ""
+        undo.push_async_callback(egress.close)
+        try:
+            await egress.start()
+        except HostError as e:
+            note = f"{e.message}: {e.why}"
+        surroundings = Surroundings(outside, egress.helper.dns if egress.helper else "")
+        built = await host.run(construction.build, spec, surroundings, undo=construction.undo)
+        undo.pop_all()
+    return HostNetwork(host, spec, built, egress, note)
+
+
 class HostNetwork:
     """The live network of one cluster; made by `open_network`. Implements `fleetbox.backends.base.Network`."""
 
-    def __init__(self, host: HostThread, spec: NetworkSpec, built: Built) -> None:
+    def __init__(
+        self, host: HostThread, spec: NetworkSpec, built: Built, egress: Egress | None = None, note: str = ""
+    ) -> None:
         self._host = host
         self._built = built
+        self._egress = egress
+        self._note = note
         self._open = True
         self._leases: dict[str, IPv4Address] = {}
         for name, text in spec.leases.items():
@@ -49,6 +80,11 @@ class HostNetwork:
     @property
     def bridge(self) -> str:
         return self._built.journal.record.bridge
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `base.Network.notes`."""
+        return (self._note,) if self._note else ()
 
     @property
     def resolves_names(self) -> bool:
@@ -99,8 +135,14 @@ class HostNetwork:
             mac=generate_mac(f"{self._cluster}/{name}"),
             prefix_length=self._built.network.prefixlen,
             gateway=gateway,
-            dns=(gateway,) if self._built.resolver is not None else resolver.host_nameservers(),
+            dns=(gateway,) if self._built.resolver is not None else self._nameservers(),
         )
+
+    def _nameservers(self) -> tuple[str, ...]:
+        """Whom members ask where no resolver of ours serves."""
+        if self._egress is None:
+            return resolver.host_nameservers()
+        return (self._egress.helper.dns,) if self._egress.helper else ()
 
     async def release(self, name: str) -> None:
         """See `base.Network.release`."""
@@ -161,9 +203,13 @@ class HostNetwork:
         def close() -> None:
             if self._open:
                 construction.close(self._built)
+                if self._egress is not None:
+                    drop_lock(self._built.journal.record.namespace)
                 self._open = False
 
         await self._host.run(close)
+        if self._egress is not None:
+            await self._egress.close()
 
     @property
     def _cluster(self) -> str:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 from ipaddress import IPv4Interface
 
+from fleetbox.backends.host import namespaces
 from fleetbox.backends.host.network import (
     construction,
     firewall,
     forwarding,
     links,
-    namespaces,
-    naming,
     resolver,
 )
 from fleetbox.backends.host.network.journal import (
@@ -27,7 +26,7 @@ from fleetbox.backends.host.network.journal import (
     read_network,
     read_networks,
 )
-from fleetbox.backends.host.network.lock import network_lock
+from fleetbox.backends.host.network.lock import drop_lock, network_lock
 from fleetbox.backends.host.network.subnet import parse_subnet
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import FleetboxError, NotFoundError, RecordError
@@ -55,7 +54,7 @@ async def reconcile(host: HostThread, dry_run: bool = False, *, keep: str = "") 
 
 
 def _reconcile_one(bridge: str, dry_run: bool) -> list[str]:
-    namespace = naming.namespace_inode()
+    namespace = namespaces.network_inode()
     with network_lock(namespace):
         record = read_network(bridge)  # again, now that nobody changes it
         if record is None:
@@ -98,10 +97,14 @@ def _forget_elsewhere(record: NetworkRecord, dry_run: bool) -> list[str]:
             if links.index_of(ip, record.bridge) is not None:
                 return []
     if not dry_run:
-        for process in resolver.find(record.bridge):
-            resolver.stop(process)
-        resolver.remove_folder(record.bridge)
-        Journal(record).remove()
+        with Journal(record).forgetting() as same:
+            if not same:
+                return []
+            for process in resolver.find(record.bridge):
+                resolver.stop(process)
+            resolver.remove_folder(record.bridge)
+            if record.private:
+                drop_lock(record.namespace)
     return [f"record of the network {record.bridge} of {record.cluster}: it ended with its boot or namespace"]
 
 

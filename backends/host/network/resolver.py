@@ -42,8 +42,12 @@ def folder_of(bridge: str) -> Path:
     return paths.host_dir() / "names" / bridge
 
 
-def start(bridge: str, gateway: str, cluster: str, *, bound: bool = False) -> Process | None:
+def start(
+    bridge: str, gateway: str, cluster: str, *, bound: bool = False, upstream: str | None = None
+) -> Process | None:
     """Start dnsmasq on the gateway; returns when it answers. None where it is not installed or cannot serve.
+
+    What it does not know it asks of `upstream` (empty: of nobody), by default of whom the host asks.
 
     A `bound` one dies with the thread that starts it. It would lose its parent-death signal when it stops being root by
     itself, so it never is.
@@ -70,6 +74,8 @@ def start(bridge: str, gateway: str, cluster: str, *, bound: bool = False) -> Pr
             f"--local=/{cluster}/",  # a member's missing AAAA record is not asked for outside
             "--domain-needed",  # a bare name is a member's or nobody's
             "--local-ttl=1",
+            *(["--no-resolv"] if upstream is not None else []),
+            *([f"--server={upstream}"] if upstream else []),
         ],
         log_file=log_file,
         confinement=Confinement(bound, _KEEPS, user="nobody") if bound else FREE,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fleetbox import paths
-from fleetbox.backends.host import programs
+from fleetbox.backends.host import namespaces, programs
 from fleetbox.backends.host.network import construction, firewall, forwarding, links, naming, resolver
 from fleetbox.backends.host.network.network import open_network
 from fleetbox.backends.host.network.reconcile import reconcile
@@ -158,7 +158,7 @@ def test_reconcile_follows_the_host_to_a_new_uplink(net: TestNet, host: HostThre
 
 
 def test_an_unreadable_forwarding_record_is_kept_aside(net: TestNet, host: HostThread) -> None:
-    record = paths.host_dir() / f"forwarding-{naming.namespace_inode()}.json"
+    record = paths.host_dir() / f"forwarding-{namespaces.network_inode()}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_bytes(b"{half")
 
