@@ -1,8 +1,10 @@
 """fleetbox: clusters of real Linux virtual machines.
 
 >>> import fleetbox
->>> with fleetbox.up("mycluster", members=3) as cluster:       # doctest: +SKIP
-...     print(cluster.member("node-1").ssh("uname -a").stdout)
+>>> with fleetbox.up("mycluster", members=3) as cluster:               # doctest: +GUEST
+...     print(cluster.member("node-1").ssh("uname").stdout)
+Linux
+<BLANKLINE>
 
 Names are imported when they are first used: `import fleetbox` itself costs nothing.
 """

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetbox import names as naming
-from fleetbox.errors import HolderEnding, HostError, RecordError
+from fleetbox.errors import FleetboxError, HolderEnding, HostError, MachineError, PartialError, RecordError
 from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import ProcessIdentity, identify, is_alive
-from fleetbox.member import Member, OnEvent
+from fleetbox.member import Member, OnEvent, SSHResult
 from fleetbox.records import (
     LIVE_STATES,
     ClusterRecord,
     HolderRecord,
+    MemberState,
     cluster_names,
     live_holder,
     observed_state,
@@ -29,11 +31,20 @@ from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request,
 if TYPE_CHECKING:
     from fleetbox.wait import Strategy
 
+MOST_AT_ONCE = 32
+"""Members that a command is run on at the same time."""
+
 
 class Cluster:
     """One cluster, by name. Nothing is cached: every property reads the records as they are now.
 
     As a context manager it is destroyed at the end.
+
+    >>> with fleetbox.up("short-lived") as cluster:
+    ...     print(cluster, cluster.members)
+    Cluster('short-lived') [Member('short-lived/node-1')]
+    >>> fleetbox.clusters()
+    [Cluster('demo')]
     """
 
     def __init__(self, name: str) -> None:
@@ -67,13 +78,21 @@ class Cluster:
         return [Member(self.name, name) for name in self.record.members]
 
     def member(self, name: str) -> Member:
-        """One member by its name. Raises NotFoundError."""
+        """One member by its name. Raises NotFoundError.
+
+        >>> cluster.member("node-2").ref
+        'demo/node-2'
+        """
         member = Member(self.name, name)
         _ = member.record
         return member
 
     def status(self) -> ClusterStatus:
-        """The records, with what only a live holder knows. Starts no holder."""
+        """The records, with what only a live holder knows. Starts no holder.
+
+        >>> cluster.status().holder_running
+        True
+        """
         from fleetbox.launch import find_holder
 
         record = self.record
@@ -125,6 +144,11 @@ class Cluster:
         `cold` and `control_line` as for `up`.
 
         Raises ConflictError when a name is taken, and as `up` does.
+
+        >>> cluster.add(["db"], memory_bytes=512 << 20)
+        [Member('demo/db')]
+        >>> cluster.add(count=2)
+        [Member('demo/node-4'), Member('demo/node-5')]
         """
         spec = spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
         check_member_spec(spec.apply(self.record.spec))
@@ -135,7 +159,13 @@ class Cluster:
         return [Member(self.name, name) for name in added["members"]]
 
     def start(self, names: Sequence[str] = (), *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> None:
-        """Start the named members, or all; those that run are left alone. Raises PartialError, MachineError."""
+        """Start the named members, or all; those that run are left alone. Raises PartialError, MachineError.
+
+        >>> cluster.stop()
+        >>> cluster.start(["node-1"])
+        >>> [str(member.state) for member in cluster.members]
+        ['running', 'stopped', 'stopped']
+        """
         self._targets("start", names, timeout_s, on_event)
 
     def stop(self, names: Sequence[str] = (), *, timeout_s: float = 0.0, on_event: OnEvent | None = None) -> None:
@@ -143,7 +173,12 @@ class Cluster:
         self._targets("stop", names, timeout_s, on_event)
 
     def destroy(self, names: Sequence[str] = (), *, on_event: OnEvent | None = None) -> None:
-        """End the named members, or all, and delete their disks. Without members the cluster is gone. Repeatable."""
+        """End the named members, or all, and delete their disks. Without members the cluster is gone. Repeatable.
+
+        >>> cluster.destroy(["node-3"])
+        >>> [member.name for member in cluster.members]
+        ['node-1', 'node-2']
+        """
         if self.name not in cluster_names():
             return
         self._targets("destroy", names, 0.0, on_event)
@@ -185,6 +220,32 @@ class Cluster:
         from fleetbox import wait
 
         wait.wait_for_all(self.members, wait.all_of(*strategies), timeout_s=timeout_s)
+
+    def exec(self, command: str, *, timeout_s: float | None = None, check: bool = False) -> dict[str, SSHResult]:
+        """Run a shell command on all members that run, at once; what each printed, by its name.
+
+        Raises MachineError when none runs, PartialError with the errors of those where it failed as `Member.ssh` says.
+
+        >>> cluster.exec("hostname")["node-2"].stdout                   # doctest: +GUEST
+        'node-2\\n'
+        """
+        running = [member for member in self.members if member.state is MemberState.RUNNING]
+        if not running:
+            raise MachineError(
+                f"no member of {self.name!r} is running", hint=f"`fleetbox start {self.name}` starts its members"
+            )
+        results: dict[str, SSHResult] = {}
+        failures: dict[str, FleetboxError] = {}
+        with ThreadPoolExecutor(min(MOST_AT_ONCE, len(running))) as pool:
+            started = {m.name: pool.submit(m.ssh, command, timeout_s=timeout_s, check=check) for m in running}
+            for name, future in started.items():
+                try:
+                    results[name] = future.result()
+                except FleetboxError as e:
+                    failures[name] = e
+        if failures:
+            raise PartialError(f"{command!r} failed on {', '.join(failures)}", failures)
+        return results
 
     def _targets(self, operation: str, names: Sequence[str], timeout_s: float, on_event: OnEvent | None) -> None:
         _ = self.record
@@ -269,6 +330,12 @@ def up(
 
     Raises UsageError for what can never work, HostError for what this host cannot do, ImageError, NetworkError,
     MachineError (its details end with the serial log), PartialError when some members failed and the others are up.
+
+    >>> cluster = fleetbox.up("web", members=2, memory_bytes=512 << 20, bound=True)
+    >>> [member.name for member in cluster.members]
+    ['node-1', 'node-2']
+    >>> cluster.record.bound
+    True
     """
     cluster = Cluster(name)
     spec = spec_change(image, cpus, memory_bytes, disk_bytes, fixtures, boot, kernel)
@@ -299,5 +366,9 @@ def this_process() -> ProcessIdentity:
 
 
 def clusters() -> list[Cluster]:
-    """All clusters whose records can be read, by name (see `fleetbox.records.read_clusters` for the others)."""
+    """All clusters whose records can be read, by name (see `fleetbox.records.read_clusters` for the others).
+
+    >>> fleetbox.clusters()
+    [Cluster('demo')]
+    """
     return [Cluster(entry.name) for entry in read_clusters() if not isinstance(entry, RecordError)]

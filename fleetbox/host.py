@@ -62,5 +62,9 @@ def doctor(*, fix: bool = False, on_event: OnEvent | None = None) -> DoctorRepor
 
 
 def prune(*, dry_run: bool = False, on_event: OnEvent | None = None) -> PruneReport:
-    """Remove what no live holder owns and none will take over. Disks and readable records are never touched."""
+    """Remove what no live holder owns and none will take over. Disks and readable records are never touched.
+
+    >>> fleetbox.host.prune(dry_run=True).items
+    ()
+    """
     return msgspec.convert(run_job("prune", {"dry_run": dry_run}, on_event), PruneReport)

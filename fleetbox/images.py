@@ -29,7 +29,11 @@ def _image(value: Any) -> Image:
 
 
 def list_images() -> list[Image]:
-    """All images that are here."""
+    """All images that are here.
+
+    >>> fleetbox.images.list_images()
+    []
+    """
     return msgspec.convert(run_job("image.list", {}), list[Image])
 
 

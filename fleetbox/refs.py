@@ -22,6 +22,9 @@ def resolve(text: str, *, cluster: str | None = None) -> Cluster | Member:
     A cluster's own name comes before a member of that name elsewhere. Raises NotFoundError, AmbiguousError (which
     lists the candidates), UsageError for text that can be no ref, RecordError when the one that is meant cannot be
     read.
+
+    >>> fleetbox.resolve("demo"), fleetbox.resolve("node-2")
+    (Cluster('demo'), Member('demo/node-2'))
     """
     ref = names.parse_ref(text)
     if ref.cluster is not None:
@@ -95,7 +98,11 @@ def _member_of(record: ClusterRecord, name: str) -> Member:
 
 
 def resolve_member(text: str, *, cluster: str | None = None) -> Member:
-    """The one member that `text` names; a cluster of one counts as its member. Raises as `resolve` does."""
+    """The one member that `text` names; a cluster of one counts as its member. Raises as `resolve` does.
+
+    >>> fleetbox.resolve_member("demo/node-1")
+    Member('demo/node-1')
+    """
     found = resolve(text, cluster=cluster)
     if isinstance(found, Member):
         return found
@@ -115,6 +122,9 @@ def resolve_many(texts: Iterable[str], *, cluster: str | None = None) -> list[tu
     """Refs grouped by cluster, in the order given; no member names stands for the whole cluster.
 
     Every ref is resolved before anything is returned. Raises as `resolve` does, for the first that fails.
+
+    >>> fleetbox.resolve_many(["node-1", "demo/node-3"])
+    [(Cluster('demo'), ('node-1', 'node-3'))]
     """
     grouped: dict[str, list[str] | None] = {}
     for text in texts:

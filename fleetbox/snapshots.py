@@ -47,10 +47,31 @@ def save(
     A snapshot of a bound cluster goes with it, unless it is to be `keep`t.
 
     Raises ConflictError for a name that another snapshot has, HostError where the backend cannot, DiskError.
+
+    >>> snapshot = snapshots.save(cluster, name="before-upgrade")
+    >>> snapshot.kind, sorted(snapshot.members)
+    ('cluster', ['node-1', 'node-2', 'node-3'])
+    >>> snapshots.restore(cluster, "before-upgrade")
     """
     owner, members = _owner(target, cluster)
     request = SaveRequest(members=members, name=name, description=description, keep=keep)
     return _snapshot(owner._run("save", request, on_event)["snapshot"])
+
+
+@contextlib.contextmanager
+def saved(target: Target, *, cluster: str | None = None, on_event: OnEvent | None = None) -> Iterator[Snapshot]:
+    """A snapshot for as long as a `with` block lasts. Raises as `save` does.
+
+    >>> with snapshots.saved(member) as snapshot:
+    ...     snapshots.restore(member, snapshot.id)
+    >>> snapshots.list_snapshots()
+    []
+    """
+    snapshot = save(target, cluster=cluster, on_event=on_event)
+    try:
+        yield snapshot
+    finally:
+        remove([snapshot.id])
 
 
 def list_snapshots() -> list[Snapshot]:
@@ -145,6 +166,10 @@ def clone(
     to say. A new cluster is `bound` to the calling process as `up` says.
 
     Raises NotFoundError, ConflictError for a name that is taken, UsageError, HostError, and as `up` does.
+
+    >>> with snapshots.saved(cluster) as snapshot:
+    ...     snapshots.clone(snapshot.id, "second")
+    Cluster('second')
     """
     with _kept(snapshot, on_event) as found:
         owner, member = _place(found, name, cluster)

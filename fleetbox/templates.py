@@ -14,7 +14,12 @@ DEFAULT_UNUSED_S = 7 * 86400.0
 
 
 def list_templates() -> list[Template]:
-    """All templates, the newest last."""
+    """All templates, the newest last.
+
+    >>> with fleetbox.up("web", memory_bytes=512 << 20):
+    ...     (512 << 20) in [template.memory_bytes for template in fleetbox.templates.list_templates()]
+    True
+    """
     return msgspec.convert(run_job("template.list", {}), list[Template])
 
 

@@ -4,7 +4,7 @@
 >>> ready = wait.unit("postgresql") & wait.port(5432)
 >>> print(ready)
 postgresql.service active, then port 5432 open
->>> member.wait_for(ready, timeout_s=60)                        # doctest: +SKIP
+>>> member.wait_for(wait.unit("ssh") & wait.port(22), timeout_s=60)    # doctest: +GUEST
 
 `a & b` waits for one after the other, `a | b` for whichever comes first, `a.within(30)` limits a part of the whole.
 Every limit is in seconds, multiplied by `FLEETBOX_TIMEOUT_SCALE`. A wait ends with TimedOut, which says what was seen
@@ -16,7 +16,6 @@ from __future__ import annotations
 import abc
 import concurrent.futures
 import contextlib
-import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleetbox import seriallog
 from fleetbox.errors import FleetboxError, PartialError, TimedOut, UsageError
 from fleetbox.inotify import FileWatch
 from fleetbox.timeouts import DEFAULT_LIMIT_S, stretch, timeout_scale
@@ -268,11 +268,9 @@ class _Lines:
 
     def new(self) -> list[str]:
         try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:  # cut: the member was started anew
-                    self._offset, self._rest = 0, b""
-                file.seek(self._offset)
-                data = file.read()
+            if self.path.stat().st_size < self._offset:  # cut: the member was started anew
+                self._offset, self._rest = 0, b""
+            data = b"".join(seriallog.read(self.path, self._offset))
         except FileNotFoundError:
             return []
         self._offset += len(data)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fleetbox import seriallog
 from fleetbox.errors import NotFoundError
-from fleetbox.member import Member
-from fleetbox.records import LIVE_STATES, MemberState
 from fleetbox.refs import resolve_member
 from fleetbox_cli.options import Ref
 from fleetbox_cli.render import Output, printable, write_line
 from fleetbox_cli.settings import Settings
 from fleetbox_cli.verb import verb
-
-POLL_S = 0.2
-BLOCK_BYTES = 1 << 16
 
 
 @verb("""
@@ -43,15 +38,15 @@ def logs(
     if not follow and not path.exists():
         raise NotFoundError(f"{member.ref} has no console output yet", hint=f"`fleetbox start {member.ref}` starts it")
     start = _tail_offset(path, tail) if tail is not None else 0
-    blocks = _follow(member, path, start) if follow else _read(path, start)
+    blocks = seriallog.follow(member, start) if follow else seriallog.read(path, start)
     if not settings.json:
         _write(blocks)
         return None
     if follow:
-        for line in _lines(blocks):
+        for line in seriallog.lines(blocks):
             write_line({"event": "line", "text": line})
         return Output("log", {"ref": member.ref, "path": str(path)})
-    return Output("log", {"ref": member.ref, "path": str(path), "lines": list(_lines(blocks))})
+    return Output("log", {"ref": member.ref, "path": str(path), "lines": list(seriallog.lines(blocks))})
 
 
 def _write(blocks: Iterator[bytes]) -> None:
@@ -60,26 +55,9 @@ def _write(blocks: Iterator[bytes]) -> None:
             sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
         return
-    for line in _lines(blocks):
+    for line in seriallog.lines(blocks):
         sys.stdout.write(f"{printable(line)}\n")
         sys.stdout.flush()
-
-
-def _lines(blocks: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            yield line.rstrip(b"\r").decode(errors="replace")
-    if rest:
-        yield rest.decode(errors="replace")
-
-
-def _read(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        while block := file.read(BLOCK_BYTES):
-            yield block
 
 
 def _tail_offset(path: Path, count: int) -> int:
@@ -92,7 +70,7 @@ def _tail_offset(path: Path, count: int) -> int:
             return end
         left = count
         while position > 0:
-            size = min(BLOCK_BYTES, position)
+            size = min(seriallog.BLOCK_BYTES, position)
             position -= size
             file.seek(position)
             block = file.read(size)
@@ -102,25 +80,3 @@ def _tail_offset(path: Path, count: int) -> int:
                 if left == 0:
                     return position + at + 1
     return 0
-
-
-def _follow(member: Member, path: Path, offset: int) -> Iterator[bytes]:
-    """What the file holds and gets, until the member no longer lives. A new start empties the file."""
-    while True:
-        lives = _lives(member)  # asked before reading, so nothing written before the end is missed
-        if path.exists():
-            if path.stat().st_size < offset:
-                offset = 0
-            for block in _read(path, offset):
-                offset += len(block)
-                yield block
-        if not lives:
-            return
-        time.sleep(POLL_S)
-
-
-def _lives(member: Member) -> bool:
-    try:
-        return member.state in LIVE_STATES | {MemberState.CREATING}
-    except NotFoundError:
-        return False

@@ -133,7 +133,7 @@ def test_following_ends_when_the_member_stops_and_misses_nothing(run: Run, monke
     path = _log(b"one\n")
     waits = iter([lambda: path.write_bytes(b"one\ntwo\n"), lambda: path.write_bytes(b"new\n"), threading.Event])
 
-    def instead_of_sleeping(_: float) -> None:
+    def instead_of_waiting(*_: object) -> None:
         step = next(waits, None)
         if step:
             step()
@@ -141,7 +141,7 @@ def test_following_ends_when_the_member_stops_and_misses_nothing(run: Run, monke
         path.write_bytes(b"new\nlast\n")
         write_cluster("demo", "node-1", running=False)
 
-    monkeypatch.setattr("fleetbox_cli.verbs.logs.time.sleep", instead_of_sleeping)
+    monkeypatch.setattr("fleetbox.seriallog.FileWatch.wait", instead_of_waiting)
     assert run("logs", "-f", "node-1").stdout == "one\ntwo\nnew\nlast\n"
 
 

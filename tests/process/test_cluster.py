@@ -299,3 +299,38 @@ def test_refs(home: Path) -> None:
         fleetbox.resolve("node-1")
     with pytest.raises(NotFoundError):
         fleetbox.resolve("one/node-9")
+
+
+def test_exec_names_what_cannot_be_done(home: Path) -> None:
+    cluster = fleetbox.up("web", members=2)
+    cluster.stop()
+    with pytest.raises(MachineError, match="no member of 'web' is running"):
+        cluster.exec("true")
+
+
+def test_exec_runs_on_all_members_and_collects_failures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ssh(member: fleetbox.Member, command: str, *, timeout_s: float | None, check: bool) -> fleetbox.SSHResult:
+        if check and member.name == "node-2":
+            raise MachineError("failed there")
+        return fleetbox.SSHResult(f"{command} on {member.name} in {timeout_s}", "", 0)
+
+    monkeypatch.setattr(fleetbox.Member, "ssh", ssh)
+    cluster = fleetbox.up("web", members=3)
+    cluster.stop(["node-3"])
+    said = {name: result.stdout for name, result in cluster.exec("uptime", timeout_s=5).items()}
+    assert said == {"node-1": "uptime on node-1 in 5", "node-2": "uptime on node-2 in 5"}
+    with pytest.raises(PartialError) as raised:
+        cluster.exec("uptime", check=True)
+    assert set(raised.value.failures) == {"node-2"}
+
+
+def test_a_member_in_a_with_block_is_destroyed_and_its_logs_are_lines(home: Path) -> None:
+    cluster = fleetbox.up("web", cold=True)
+    with cluster.add(["late"], cold=True)[0] as late:
+        assert "late login:" in list(late.logs())
+        late.stop()
+        assert list(late.logs(follow=True))[-1].startswith("reboot: Power down")
+    assert states(cluster) == {"node-1": "running"}
+    late = fleetbox.Member("web", "late")
+    with pytest.raises(NotFoundError):
+        late.logs()
