@@ -16,7 +16,7 @@ from fleetbox.backends.cloud_hypervisor.memory import HugePages, may_fault_in_us
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.backends.vmm import endings
 from fleetbox.backends.vmm.machine import Machine
-from fleetbox.backends.vmm.rest import Api, NoAnswer, Refused
+from fleetbox.backends.vmm.rest import Api, Refused
 from fleetbox.backends.vmm.specifics import Launch, Program
 from fleetbox.errors import MachineError
 
@@ -87,23 +87,11 @@ class CloudHypervisorVM(Machine):
         return Program(argv, keeps=KEEPS)
 
     async def _connect(self, api_socket: Path) -> None:
-        """The socket is there a moment after the process; who watches the process gives this up when it ends."""
         self._api.socket = api_socket
-        limit_s = CONNECT_S * timeout_scale()
-        deadline = time.monotonic() + limit_s
-        while not api_socket.exists():
-            if time.monotonic() > deadline or self._state is not State.STARTING:
-                raise MachineError(f"{NAME} does not answer", why=f"no API socket in {limit_s:.0f} s")
-            await asyncio.sleep(_LOOK_AGAIN_S)
-        while True:
-            try:
-                await self._api.get("/vmm.ping", timeout_s=CONNECT_S)
-            except NoAnswer:  # bound, but not yet listened on
-                if time.monotonic() > deadline or self._state is not State.STARTING:
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN_S)
-            else:
-                return
+        if self._state is State.STARTING:
+            await self._api.ready("/vmm.ping", CONNECT_S)
+        else:
+            await self._api.get("/vmm.ping", timeout_s=CONNECT_S)
 
     async def _bring_up(self, launch: Launch) -> None:
         if launch.saved is None or self._snapshot is None:
@@ -124,7 +112,7 @@ class CloudHypervisorVM(Machine):
         deadline = time.monotonic() + limit_s
         while True:
             try:
-                info = await self._api.get("/vm.info")
+                info = await self._api.get("/vm.info", timeout_s=CONNECT_S)
             except Refused as e:  # there is no machine yet
                 refusal = e
             else:
@@ -136,8 +124,8 @@ class CloudHypervisorVM(Machine):
             await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _restore(self, folder: Path, tap: str, fixtures: int) -> None:
-        target = self._files.socket.with_suffix(".restore")
-        shutil.rmtree(target, ignore_errors=True)
+        target = self._restored
+        self._clean()
         target.mkdir(mode=0o700)
         try:
             ranges = await asyncio.to_thread(configuration.unpack, folder, target, self.config, tap, fixtures)
@@ -146,7 +134,15 @@ class CloudHypervisorVM(Machine):
                 body["memory_restore_mode"] = "OnDemand"
             await self._api.put("/vm.restore", body, timeout_s=MEMORY_S)
         finally:
-            shutil.rmtree(target, ignore_errors=True)
+            self._clean()
+
+    @property
+    def _restored(self) -> Path:
+        """Where a snapshot is in the program's own form while it restores it."""
+        return self._files.socket.with_suffix(".restore")
+
+    def _clean(self) -> None:
+        shutil.rmtree(self._restored, ignore_errors=True)
 
     def _link_console(self, info: Mapping[str, Any]) -> None:
         """Put what opens the guest's console where it is looked for."""
