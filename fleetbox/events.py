@@ -21,6 +21,7 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.errors import HostError, NotFoundError, RecordError
+from fleetbox.shapes import UNDECODABLE
 
 if TYPE_CHECKING:
     from fleetbox.inotify import FolderWatch
@@ -65,7 +66,7 @@ def decode(line: bytes) -> LoggedEvent | None:
     """The event of a line of the log, None for a line that was cut."""
     try:
         return _decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
 
 

@@ -18,7 +18,7 @@ import msgspec
 from fleetbox import paths
 from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.identity import ProcessIdentity, is_alive
-from fleetbox.shapes import Address, Id, Label, Mac, OptionalDigest, Slot, Subnet, Word
+from fleetbox.shapes import UNDECODABLE, Address, Id, Label, Mac, OptionalDigest, Slot, Subnet, Word
 from fleetbox.specs import MemberSpec
 
 SCHEMA = 1
@@ -137,7 +137,7 @@ def read_record(path: Path, kind: type[_Record]) -> _Record:
                 hint="use the newer fleetbox for it",
             )
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except UNDECODABLE as e:
         raise unsound(path, str(e)) from e
 
 
@@ -177,7 +177,7 @@ def read_cluster_record(path: Path) -> ClusterRecord:
     for key, member in record.members.items():
         if member.name != key:
             raise unsound(path, f"its member {key!r} is called {member.name!r}")
-        if member.folder != f"{folder}/{key}" and os.path.realpath(member.folder) != os.path.realpath(folder / key):
+        if member.folder != f"{folder}/{key}" and not _same(member.folder, folder / key):
             raise RecordError(
                 f"the record {path} names a folder that is not its own",
                 why=f"{member.name} is said to be in {member.folder}, not in {folder / key}",
@@ -189,11 +189,18 @@ def read_cluster_record(path: Path) -> ClusterRecord:
     return record
 
 
+def _same(text: str, path: Path) -> bool:
+    try:
+        return os.path.realpath(text) == os.path.realpath(path)
+    except ValueError:  # a NUL
+        return False
+
+
 def live_holder(cluster: str) -> HolderRecord | None:
     """The holder that runs for the cluster now, None when there is none (or it has not yet begun to listen)."""
     try:
         holder = msgspec.json.decode(paths.holder_lock(cluster).read_bytes(), type=HolderRecord)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (OSError, *UNDECODABLE):
         return None
     return holder if is_alive(holder.process) else None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import DecodeError, Meta
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 
@@ -35,3 +35,6 @@ Slot = Annotated[int, Meta(ge=0, le=1)]
 
 MemberFile = Annotated[str, Meta(pattern=rf"\A{_LABEL}/[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}\Z")]
 """`member/file` in a snapshot's folder."""
+
+UNDECODABLE = (DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON that anybody may have written raises."""

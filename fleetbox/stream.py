@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from fleetbox.errors import HolderError, OperationInterrupted
+from fleetbox.shapes import UNDECODABLE
 from fleetbox.wire import AnyEvent, Error, Event, Notice, Result, Started
 
 OnEvent = Callable[[Event], None]
@@ -34,7 +35,7 @@ def follow(lines: Iterable[bytes], on_event: OnEvent | None, cancel: Callable[[]
                 continue
             try:
                 event = _decoder.decode(line)
-            except msgspec.DecodeError as e:
+            except UNDECODABLE as e:
                 raise HolderError("the holder sent what this version does not understand", why=str(e)) from e
             match event:
                 case Result():

@@ -23,6 +23,7 @@ from fleetbox import wire
 from fleetbox._version import __version__
 from fleetbox.errors import FleetboxError, HolderEnding, NotFoundError, ProtocolError, UsageError
 from fleetbox.holder.operations import Operation, Work
+from fleetbox.shapes import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     """A request's body. Raises UsageError."""
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except UNDECODABLE as e:
         raise UsageError("the request cannot be understood", why=str(e)) from e
 
 

@@ -16,6 +16,7 @@ from fleetbox.backends.base import VMConfig
 from fleetbox.backends.cloud_hypervisor import command
 from fleetbox.backends.host import saved
 from fleetbox.errors import MachineError
+from fleetbox.shapes import UNDECODABLE
 
 CONFIG = "config.json"
 STATE = "state.json"
@@ -59,7 +60,7 @@ def unpack(folder: Path, target: Path, config: VMConfig, tap: str, fixtures: int
     path = folder / saved.STATE
     try:
         packed = msgspec.json.decode(path.read_bytes(), type=Packed)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except UNDECODABLE as e:
         raise MachineError(f"{path} cannot be restored", why=f"it cannot be understood: {e}") from e
     memory = folder / saved.MEMORY
     if not memory.is_file():
@@ -119,7 +120,7 @@ def _payload(config: VMConfig, was: dict[str, Any]) -> dict[str, Any]:
 def _document(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except UNDECODABLE as e:
         raise MachineError("its state cannot be kept", why=f"{path.name} cannot be understood: {e}") from e
 
 

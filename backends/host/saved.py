@@ -12,6 +12,7 @@ import msgspec
 
 from fleetbox.backends.base import VMConfig
 from fleetbox.errors import MachineError
+from fleetbox.shapes import UNDECODABLE
 
 STATE = "state"
 MEMORY = "memory"
@@ -56,7 +57,7 @@ def read(folder: Path) -> Saved:
         saved = msgspec.json.decode((folder / MACHINE).read_bytes(), type=Saved)
     except OSError as e:
         raise MachineError(f"{folder} cannot be restored", why=f"{MACHINE}: {e.strerror}") from e
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except UNDECODABLE as e:
         raise MachineError(f"{folder} cannot be restored", why=f"{MACHINE} cannot be understood: {e}") from e
     if saved.format != FORMAT:
         raise MachineError(f"{folder} cannot be restored", why=f"its format is {saved.format}, not {FORMAT}")

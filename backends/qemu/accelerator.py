@@ -26,6 +26,7 @@ from fleetbox.backends.host import process
 from fleetbox.backends.qemu import binary, kvm_probe
 from fleetbox.errors import FleetboxError, HostError, UsageError
 from fleetbox.identity import boot_id
+from fleetbox.shapes import UNDECODABLE
 
 DEVICE = Path("/dev/kvm")
 OVERRIDE = "FLEETBOX_ACCELERATOR"
@@ -78,7 +79,7 @@ def _verdict(qemu: Path | None, cache: Path) -> Verdict:
 def _kept_verdict(key: str, qemu: Path | None, cache: Path) -> Verdict:
     try:
         kept = msgspec.json.decode(cache.read_bytes(), type=Verdict)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNDECODABLE):
         kept = None  # a cache entry that cannot be read is none
     if kept is not None and kept.key == key:
         return kept
@@ -151,7 +152,7 @@ def _run_probe() -> Outcome:
         return msgspec.json.decode(process.run_blocking(argv, timeout_s=10 * timeout_scale()), type=Outcome)
     except FleetboxError as e:
         return Outcome(error=e.why or e.message)
-    except msgspec.DecodeError:
+    except UNDECODABLE:
         return Outcome(error="the probe was cut short")
 
 

@@ -16,6 +16,7 @@ from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host import process, programs
 from fleetbox.backends.host.process import ProgramFailed
 from fleetbox.errors import FleetboxError, HostError
+from fleetbox.shapes import UNDECODABLE
 
 OVERRIDE = "FLEETBOX_QEMU"
 MACHINE = "q35" if platform.machine() == "x86_64" else "virt"
@@ -90,7 +91,7 @@ def try_start(path: Path, options: Sequence[str]) -> tuple[int, int, int]:
         raise HostError(f"{path} does not start a machine", why=why, hint="run `fleetbox doctor`") from e
     except OSError as e:
         raise HostError(f"{path} cannot be run", why=e.strerror or str(e), hint="run `fleetbox doctor`") from e
-    except (msgspec.DecodeError, LookupError, TypeError) as e:
+    except (*UNDECODABLE, LookupError, TypeError) as e:
         raise HostError(f"{path} is not a QEMU", why="it did not greet as one", hint=f"correct {OVERRIDE}") from e
     except FleetboxError as e:
         raise HostError(f"{path} does not start a machine", why=str(e), hint="run `fleetbox doctor`") from e

@@ -17,6 +17,7 @@ import msgspec
 from fleetbox.backends.base import timeout_scale
 from fleetbox.backends.host import process
 from fleetbox.errors import MachineError
+from fleetbox.shapes import UNDECODABLE
 
 ANSWER_S = 30.0
 _READY_POLL_S = 0.005
@@ -97,7 +98,7 @@ class Api:
             return None
         try:
             return msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        except UNDECODABLE as e:
             raise self._silent(method, path, f"its answer is no JSON: {e}") from e
 
     def _silent(self, method: str, path: str, why: str) -> NoAnswer:
@@ -143,7 +144,7 @@ def _fault(data: bytes) -> str:
     """The reason in an error's body, in one line: firecracker's object, cloud-hypervisor's chain, or plain text."""
     try:
         said = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         said = data.decode(errors="replace")
     if isinstance(said, Mapping):
         said = said.get("fault_message") or said.get("error") or str(said)

@@ -32,6 +32,7 @@ from fleetbox.holder.warm.identity import NewIdentity, machine_id
 from fleetbox.holder.warm.reidentify import LinkLocal, reidentify
 from fleetbox.image import Image
 from fleetbox.records import MemberRecord, MemberState
+from fleetbox.shapes import UNDECODABLE
 from fleetbox.sizes import format_size
 from fleetbox.specs import Fixture, MemberSpec
 from fleetbox.template import Origin
@@ -176,7 +177,7 @@ class Cloning:
 def _origin(folder: Path) -> Origin:
     try:
         return msgspec.json.decode((folder / ORIGIN).read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError) as e:
+    except (OSError, *UNDECODABLE) as e:
         raise MachineError(
             f"the saved machine in {folder} cannot be cloned", why=f"who it was is not known: {e}"
         ) from e

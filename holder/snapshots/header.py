@@ -22,6 +22,7 @@ from fleetbox.holder.images.store import ImageRecord
 from fleetbox.holder.snapshots.store import blobs_under, check_name
 from fleetbox.names import check_label
 from fleetbox.records import SCHEMA, MemberRecord, MemberState
+from fleetbox.shapes import UNDECODABLE
 from fleetbox.sizes import format_size
 from fleetbox.snapshot import Snapshot
 from fleetbox.specs import (
@@ -94,7 +95,7 @@ def parse(data: bytes) -> Header:
                 f"its format is {found}, this version knows {FORMAT}", "use a fleetbox of the version that wrote it"
             )
         header = msgspec.json.decode(data, type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+    except UNDECODABLE as e:
         raise refused(f"its header cannot be understood: {e}") from e
     try:
         snapshot = _own(header.snapshot)

@@ -25,6 +25,7 @@ from fleetbox.backends.host.files import worker
 from fleetbox.backends.host.files.sparse import digest_file
 from fleetbox.backends.host.files.worker import Meter, OnEvent, Stop
 from fleetbox.errors import ImageError
+from fleetbox.shapes import UNDECODABLE
 from fleetbox.sizes import format_size
 
 _CONNECT_S = 4.0
@@ -191,7 +192,7 @@ class _Transfer:
     def _known(self) -> _Part | None:
         try:
             known = msgspec.json.decode(self._state.read_bytes(), type=_Part)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *UNDECODABLE):
             return None
         return known if known.url == self._url else None
 
