@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -86,6 +86,17 @@ class OwnerOnlyProtocol(H11Protocol):
         if self.transport is not None:
             super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP. When it comes in the middle of a request, that one gets no second answer."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        super().send_400_response(msg)
+
 
 class Server(uvicorn.Server):
     """uvicorn on a socket of ours; signals are the daemon's."""
@@ -133,6 +144,8 @@ def guarded(handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
             return response
         except FleetboxError as e:
             return answer(e.to_wire(), _STATUS.get(e.code, 500))
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
 
     return checked
 
