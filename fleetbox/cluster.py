@@ -15,13 +15,11 @@ from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import ProcessIdentity, identify, is_alive
 from fleetbox.member import Member, OnEvent, SSHResult
 from fleetbox.records import (
-    LIVE_STATES,
     ClusterRecord,
     HolderRecord,
     MemberState,
     cluster_names,
     live_holder,
-    observed_state,
     read_cluster,
     read_clusters,
 )
@@ -29,6 +27,7 @@ from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, che
 from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
 
 if TYPE_CHECKING:
+    from fleetbox.timeline import Timeline
     from fleetbox.wait import Strategy
 
 MOST_AT_ONCE = 32
@@ -102,17 +101,21 @@ class Cluster:
         return control.get("/v1/status", ClusterStatus)
 
     def statistics(self) -> ClusterStatistics:
-        """What its running members use now: counters, of which two make rates. Starts a holder where machines run on
-        without one. Raises NotFoundError.
+        """What its running members use now: counters, of which two make rates. Starts no holder; without one there are
+        none.
         """
-        from fleetbox.launch import ensure_holder, find_holder
+        from fleetbox.launch import find_holder
 
         control = find_holder(self.name)
         if control is None:
-            if not any(observed_state(m) in LIVE_STATES for m in self.record.members.values()):
-                return ClusterStatistics(time.monotonic(), {})
-            control = ensure_holder(self.name)
+            return ClusterStatistics(time.monotonic(), {})
         return control.get("/v1/statistics", ClusterStatistics)
+
+    def timeline(self) -> Timeline:
+        """Where the time of each member's last boot or clone went, from the event log. Raises NotFoundError."""
+        from fleetbox.timeline import timeline
+
+        return timeline(self.name, self.events())
 
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[LoggedEvent]:
         """What happened to the cluster after event number `since`, in order; with `follow`, also all to come.

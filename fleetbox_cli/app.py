@@ -24,6 +24,7 @@ ENTRIES = {
     "forward": Entry(_V + "network:forward", "Open ports of a member on this host's loopback.", _USE),
     "logs": Entry(_V + "logs:logs", "Show a member's serial console.", _USE),
     "events": Entry(_V + "events:events", "Show what happened to a cluster.", _USE),
+    "timeline": Entry(_V + "timeline:timeline", "Show where the time of boots and clones went.", _USE),
     "console": Entry(_V + "console:console", "Use a member's serial console.", _USE),
     "snapshot": Entry(_V + "snapshot:snapshot", "Save members and clusters, and carry them elsewhere.", _SAVE),
     "clone": Entry(_V + "rollback:clone", "Make a new member or cluster of a snapshot.", _SAVE),

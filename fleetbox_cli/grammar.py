@@ -26,7 +26,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "stop": {"help": "Shut clusters or members down; disks stay.", "options": {"--timeout": "SECONDS\tGive up after so long."}, "arguments": ["REF..."], "verbs": {}},
     "destroy": {"help": "Delete clusters or members and their disks.", "options": {"--yes": "\tDo not ask.", "-y": "\tDo not ask."}, "arguments": ["REF..."], "verbs": {}},
     "ls": {"help": "List clusters and members.", "options": {}, "arguments": [], "verbs": {}},
-    "status": {"help": "Show a cluster in detail.", "options": {}, "arguments": ["CLUSTER"], "verbs": {}},
+    "status": {"help": "Show a cluster in detail.", "options": {"--watch": "\tGo on showing it, with what each member uses.", "-w": "\tGo on showing it, with what each member uses.", "--interval": "SECONDS\tHow often --watch measures. [default: 2]"}, "arguments": ["CLUSTER"], "verbs": {}},
     "inspect": {"help": "Show the record of a cluster or member as JSON.", "options": {}, "arguments": ["REF"], "verbs": {}},
     "ssh": {"help": "Open a shell on a member, or run a command on it.", "options": {"-L": "FORWARD\tForward a port here to there, as in ssh(1).", "-R": "FORWARD\tForward a port there to here.", "-D": "PORT\tA SOCKS proxy on this port.", "-A": "\tForward the SSH agent.", "-t": "None\tGive the command a terminal; twice: in any case.", "-N": "\tRun no command: forward ports only."}, "arguments": ["REF", "COMMAND..."], "verbs": {}},
     "ssh-config": {"help": "Print the members as a configuration of OpenSSH.", "options": {}, "arguments": ["CLUSTER"], "verbs": {}},
@@ -36,6 +36,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "forward": {"help": "Open ports of a member on this host's loopback.", "options": {}, "arguments": ["REF", "PORT:PORT..."], "verbs": {}},
     "logs": {"help": "Show a member's serial console.", "options": {"--follow": "\tGo on until the member stops.", "-f": "\tGo on until the member stops.", "--tail": "N\tOnly the last N lines."}, "arguments": ["REF"], "verbs": {}},
     "events": {"help": "Show what happened to a cluster.", "options": {"--follow": "\tGo on until the cluster is destroyed.", "-f": "\tGo on until the cluster is destroyed.", "--since": "N\tOnly those after event number N."}, "arguments": ["CLUSTER"], "verbs": {}},
+    "timeline": {"help": "Show where the time of boots and clones went.", "options": {"--output": "FILE\tDraw an SVG there (-: out).", "-o": "FILE\tDraw an SVG there (-: out).", "--text": "\tPrint bars. [default without -o]"}, "arguments": ["CLUSTER"], "verbs": {}},
     "console": {"help": "Use a member's serial console.", "options": {"--escape": "CHAR\tEscape character; none turns it off. [default: ~]", "-e": "CHAR\tEscape character; none turns it off. [default: ~]"}, "arguments": ["REF"], "verbs": {}},
     "snapshot": {"help": "Save members and clusters, and carry them elsewhere.", "options": {}, "arguments": [], "verbs": {
         "save": {"help": "Save a member, or a whole cluster at one instant.", "options": {"--name": "NAME\tName the snapshot.", "--description": "TEXT\tWhat it is for.", "--output": "FILE\tWrite an archive there (-: standard output) and keep nothing.", "--keep": "\tKeep it when its cluster is bound and goes."}, "arguments": ["REF"], "verbs": {}},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+import typer
 
 from fleetbox.cluster import Cluster
 from fleetbox.refs import resolve
@@ -16,14 +19,28 @@ from fleetbox_cli.views import bound_lines, cluster_view, member_table
 @verb("""
     fleetbox status mycluster
     fleetbox status mycluster --json
+    fleetbox status mycluster --watch    # live, with what each member uses; Ctrl-C ends it
 """)
 def status(
     settings: Settings,
     cluster: options.ClusterName,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, with what each member uses.")] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", min=0.1, help="How often --watch measures. [default: 2]")
+    ] = 2.0,
 ) -> Output:
-    """Show a cluster in detail: its holder, backend and network, and each member."""
+    """Show a cluster in detail: its holder, backend and network, and each member.
+
+    With --watch, changes show at once. CPU is of one core; MEMORY is what the member's process has resident, pages
+    shared with other members included; the rates are bytes a second as the guest sees them.
+    """
     found = resolve(cluster, cluster=settings.scope)
-    live = (found if isinstance(found, Cluster) else Cluster(found.cluster)).status()
+    named = found if isinstance(found, Cluster) else Cluster(found.cluster)
+    if watch:
+        from fleetbox_cli.watch import watch as go_on
+
+        return go_on(named, interval, settings)
+    live = named.status()
     view = cluster_view(live.record)
     holder = f"pid {view.holder_pid}, up {age(live.uptime_s)}" if live.holder_running else "not running"
     accelerator = f", {view.accelerator}" if view.accelerator else ""
