@@ -250,6 +250,18 @@ class Cluster:
             raise PartialError(f"{command!r} failed on {', '.join(failures)}", failures)
         return results
 
+    def enter_argv(self, command: Sequence[str]) -> list[str]:
+        """The command line that runs a program of this host on the cluster's network (`fleetbox enter`). Where that is
+        the host's network, the program's own.
+
+        >>> import subprocess
+        >>> subprocess.run(cluster.enter_argv(["echo", "inside"]), capture_output=True, text=True).stdout
+        'inside\\n'
+        """
+        from fleetbox.inside import enter_argv
+
+        return enter_argv(self.record, command)
+
     def _targets(self, operation: str, names: Sequence[str], timeout_s: float, on_event: OnEvent | None) -> None:
         _ = self.record
         self._run(operation, TargetsRequest(members=tuple(names), timeout_s=timeout_s), on_event)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from fleetbox import paths
 from fleetbox.errors import HolderError, HostError
 from fleetbox.reach import dial_socket
-from fleetbox.records import ClusterRecord
+from fleetbox.records import ClusterRecord, read_cluster
 
 _NEW_NS = 0x00020000  # linux/sched.h
 _BIND, _REC, _PRIVATE = 4096, 16384, 1 << 18  # sys/mount.h
@@ -38,6 +39,13 @@ def enter(cluster: ClusterRecord) -> None:
             _show(resolver)
     except OSError as e:
         raise HostError(f"the network of {cluster.name!r} cannot be entered", why=e.strerror or str(e)) from e
+
+
+def enter_argv(cluster: ClusterRecord, command: Sequence[str]) -> list[str]:
+    """The command line that runs a program of this host on the cluster's network; its own where that is the host's."""
+    if cluster.network != "private":
+        return list(command)
+    return [sys.executable, "-P", "-m", "fleetbox.inside", cluster.name, *command]
 
 
 def _namespaces(cluster: str) -> Sequence[int]:
@@ -68,3 +76,8 @@ def _call(function: str, *arguments: object) -> None:
     if getattr(libc, function)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+if __name__ == "__main__":
+    enter(read_cluster(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - the caller's own program

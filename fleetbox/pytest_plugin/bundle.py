@@ -28,9 +28,10 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.errors import FleetboxError
+from fleetbox.inside import enter_argv
 from fleetbox.member import Member
 from fleetbox.pytest_plugin.fleets import FleetCluster
-from fleetbox.records import MemberState
+from fleetbox.records import ClusterRecord, MemberState
 from fleetbox.timeouts import stretch, timeout_scale
 from fleetbox.watch import Watch
 
@@ -78,13 +79,14 @@ def _host_side(folder: Path, cluster: FleetCluster) -> None:
     _copy(paths.events_log(cluster.name), folder / "events.jsonl")
     _copy(paths.holder_log(cluster.name), folder / "holder.log")
     with contextlib.suppress(FleetboxError):
-        bridge = cluster.record.bridge
-        _copy(paths.networks_dir() / f"{bridge}.json", folder / "network.json")
-        (folder / "network.txt").write_text(_network(bridge))
+        record = cluster.record
+        _copy(paths.networks_dir() / f"{record.bridge}.json", folder / "network.json")
+        (folder / "network.txt").write_text(_network(record))
 
 
-def _network(bridge: str) -> str:
-    """The cluster's part of the host's network, as the usual programs show it."""
+def _network(record: ClusterRecord) -> str:
+    """The cluster's network, as the usual programs show it: its part of the host's, or its own."""
+    bridge = record.bridge
     if not bridge:
         return "the cluster has no bridge\n"
     commands = [
@@ -95,7 +97,7 @@ def _network(bridge: str) -> str:
         ["ip", "route", "show"],
         ["nft", "list", "ruleset"],
     ]
-    return "\n".join(f"$ {' '.join(argv)}\n{_output(argv)}" for argv in commands)
+    return "\n".join(f"$ {' '.join(argv)}\n{_output(enter_argv(record, argv))}" for argv in commands)
 
 
 def _output(argv: Sequence[str]) -> str:

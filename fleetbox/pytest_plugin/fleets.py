@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn, Unpack
 
 import pytest
 
@@ -16,7 +16,7 @@ from fleetbox import snapshots
 from fleetbox.cluster import Cluster, up
 from fleetbox.errors import FleetboxError, HostError, OperationInterrupted, UsageError
 from fleetbox.member import Member
-from fleetbox.pytest_plugin.wish import Wish, wish_of
+from fleetbox.pytest_plugin.wish import UpWords, Wish, wish_of
 from fleetbox.snapshot import Snapshot
 from fleetbox.timeouts import stretch, timeout_scale
 from fleetbox.wire import Event
@@ -81,16 +81,16 @@ class Fleet:
         self._shared: dict[Wish, FleetCluster] = {}
         self._failed: dict[Wish, FleetboxError] = {}
 
-    def up(self, *, save: bool = False, backend: str = "", **words: Any) -> FleetCluster:
+    def up(self, *, save: bool = False, **words: Unpack[UpWords]) -> FleetCluster:
         """Make a cluster; the words are those of `fleetbox.up`. With `save` it can be `reset`.
 
         Skips the test where this host cannot run machines. Raises as `fleetbox.up` does.
         """
         __tracebackhide__ = True
         with skipped_where_impossible(self._config):
-            return self._up(save, backend=backend, **words)
+            return self._up(save, words)
 
-    def member(self, **words: Any) -> Member:
+    def member(self, **words: Unpack[UpWords]) -> Member:
         """Make a cluster of one, and return its member. As `up`."""
         __tracebackhide__ = True
         return self.up(**words).members[0]
@@ -104,7 +104,7 @@ class Fleet:
                 self._shared[wish].reset()
             return self._shared[wish]
         try:
-            self._shared[wish] = self._up(save=True, **wish.up_arguments())
+            self._shared[wish] = self._up(True, wish.up_words())
         except FleetboxError as e:
             self._failed[wish] = e
             raise
@@ -117,12 +117,13 @@ class Fleet:
                 stack.callback(cluster.destroy)
             self.clusters.clear()
 
-    def _up(self, save: bool, *, backend: str = "", **words: Any) -> FleetCluster:
+    def _up(self, save: bool, words: UpWords) -> FleetCluster:
         cluster = FleetCluster(f"{self._label}-{secrets.token_hex(3)}")
         self.clusters.append(cluster)  # before it is made: what a failure leaves is looked at, then destroyed
-        backend = backend or self._config.getoption("--fleetbox-backend")
+        words = words.copy()
+        words["backend"] = words.get("backend") or self._config.getoption("--fleetbox-backend")
         with ctrl_c_ends_the_run():
-            up(cluster.name, backend=backend, bound=True, on_event=cluster.saw, **words)
+            up(cluster.name, **words, bound=True, on_event=cluster.saw)
             if save:
                 cluster.keep()
         return cluster
@@ -158,7 +159,7 @@ def cluster_for(request: pytest.FixtureRequest) -> FleetCluster:
         with skipped_where_impossible(request.config):
             if wish.scope == "function":
                 own: Fleet = request.getfixturevalue("fleet")
-                return own.up(**wish.up_arguments())
+                return own.up(**wish.up_words())
             node = request.session if wish.scope == "session" else item.getparent(pytest.Module)
             assert node is not None, "a test stands in a module"
             shared = fleet_of(node, lambda fleet: node.addfinalizer(fleet.close))

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import pytest
 
 from fleetbox.errors import UsageError
 from fleetbox.sizes import parse_size
-from fleetbox.specs import Fixture, parse_fixture
+from fleetbox.specs import Fixture, NetworkMode, parse_fixture
 
 Scope = Literal["function", "module", "session"]
+
+
+class UpWords(TypedDict, total=False):
+    """What `fleetbox.up` takes and a fleet passes on; the name and to whom the cluster is bound are the fleet's."""
+
+    members: int | None
+    names: Sequence[str]
+    image: str | None
+    cpus: int | None
+    memory_bytes: int | None
+    disk_bytes: int | None
+    fixtures: Sequence[Fixture] | None
+    boot: str | None
+    kernel: str | None
+    backend: str
+    network: NetworkMode
+    cold: bool
+    control_line: bool
+    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -27,17 +46,17 @@ class Wish:
     disk_bytes: int | None = None
     fixtures: tuple[Fixture, ...] = ()
     backend: str = ""
-    network: str = "auto"
+    network: NetworkMode = "auto"
     cold: bool = False
     timeout_s: float = 0.0
     scope: Scope = "function"
     reset: bool = False
     real: bool = False
 
-    def up_arguments(self) -> dict[str, Any]:
+    def up_words(self) -> UpWords:
         """The wish as `fleetbox.up` takes it."""
-        own = {"scope", "reset", "real"}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+        words = {f.name: getattr(self, f.name) for f in fields(self) if f.name in UpWords.__annotations__}
+        return cast("UpWords", words)
 
 
 def wish_of(item: pytest.Item) -> Wish:
