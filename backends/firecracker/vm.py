@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SAVE_S = 300.0  # all of the memory goes to disk
 
 KEEPS = ("dac_read_search",)  # root's, for what another user has made
 
+_ERROR = re.compile(r"\bERROR\b|^Error|panicked")
 _STATES = {"Not started": State.STARTING, "Running": State.RUNNING, "Paused": State.PAUSED}
 
 
@@ -99,8 +101,8 @@ class FirecrackerVM(Machine):
         for request in requests.configuration(self.config, self.config.boot, self._kernel, disks, launch.tap):
             await self._ask(request)
 
-    async def _ask(self, request: Request, timeout_s: float = LAUNCH_S) -> Any:
-        return await self._api.request(*request, timeout_s=timeout_s)
+    async def _ask(self, request: Request, timeout_s: float = 0.0) -> Any:
+        return await self._api.request(*request, timeout_s=timeout_s or LAUNCH_S)
 
     async def _disconnect(self) -> None:
         """There is no connection but while it is asked."""
@@ -138,6 +140,11 @@ class FirecrackerVM(Machine):
         if not requests.HAS_KEYBOARD:
             raise MachineError(f"{self.config.name} cannot be asked to shut down", why="it has no keyboard controller")
         await self._ask(requests.action("SendCtrlAltDel"))
+
+    def _cause(self, output: Sequence[str]) -> str:
+        # Its log may stand before it, and that it exits with an error is said last.
+        errors = [line for line in output if _ERROR.search(line) and "exiting with error" not in line]
+        return errors[-1] if errors else endings.cause(output[-1:])
 
     def _ending(self, code: int | None) -> str:
         # Whose parent we are not, its code is not told.

@@ -35,6 +35,11 @@ def requirements() -> list[Requirement]:
             "it runs the machines where KVM works",
             partial(hypervisor.check_pinned, "cloud-hypervisor"),
         ),
+        Requirement(
+            "firecracker",
+            "it runs the machines where --backend asks for it",
+            partial(hypervisor.check_pinned, "firecracker"),
+        ),
         *(Requirement(p.name, f"it {p.purpose}", partial(check_program, p)) for p in programs.PROGRAMS),
         Requirement("network", "each cluster has a bridge, taps and rules of its own", network.check),
         Requirement("subnets", "a cluster's addresses must clash with no route of this host", network.check_subnets),

@@ -62,6 +62,9 @@ class _Requests(Mapping[tuple[str, str], frozenset[str] | None]):
         return len(TABLE)
 
 
+REQUESTS = _Requests()
+
+
 def main() -> None:
     """The executable."""
     argv = sys.argv[1:]
@@ -108,7 +111,7 @@ def serve(settings: dict[str, Any], faults: str, machine: Machine, qmp: socket.s
         return getattr(vmm, "_".join((method.lower(), *filter(None, name))).replace("-", "_"))(body)
 
     description = load("firecracker.yaml")
-    server = Server(settings["socket"], _Requests(), description, found, machine, do, _fault_message)
+    server = Server(settings["socket"], REQUESTS, description, found, machine, do, _fault_message)
     if found.at("listening") == "exit":
         machine.end(1, "Error: a fault of the test's")
     server.serve_forever()
