@@ -29,7 +29,7 @@ KEEPS = ("net_admin", "dac_read_search")
 CONNECT_S = 30.0
 # Reading the memory of many GiB from a slow disk, and writing it there.
 MEMORY_S = 600.0
-_LOOK_AGAIN_S = 0.005
+_LOOK_AGAIN_S = 0.01
 _ASK_AGAIN_S = 0.2
 
 _STATES = {

@@ -151,7 +151,13 @@ def _control_line_command(seed: Seed) -> list[str]:
         "dumb",
     ]
     run = shlex.join(["systemd-run", "--quiet", "--no-block", "--collect", *unit, "--", *agetty])
-    return [f"[ ! -d /run/systemd/system ] || {run} || echo 'fleetbox: no control line' >&2"]
+    command = f"[ ! -d /run/systemd/system ] || {run} || echo 'fleetbox: no control line' >&2"
+    if not seed.control_line.startswith("hvc"):
+        return [command]
+    # systemd-getty-generator puts a login on every virtualizer's console. It waits in the queue of this boot, and would
+    # take the terminal from the shell.
+    getty = shlex.join(["systemctl", "--quiet", "--no-block", "stop", f"serial-getty@{seed.control_line}.service"])
+    return [f"[ ! -d /run/systemd/system ] || {getty}", command]
 
 
 def _resolver_command(seed: Seed) -> list[str]:

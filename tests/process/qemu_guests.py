@@ -32,6 +32,10 @@ REBOOTS = SAY_R + "baf90c b006 ee" + HALT  # reset control register
 # Power button enabled (PM1_EN); halt until an interrupt, look at PM1_STS, go on when it was pressed.
 OBEYS = "ba0206 b80001 ef" + SAY_R + "f4 ba0006 ed f6c401 74f6" + POWER_OFF + HALT
 
+# At every timer interrupt: the letter of the counter at 0x7e00, which goes round after 16.
+COUNTS = "31c0 8ed8 baf803 fb f4 a0007e 0441 ee fe06007e 8026007e0f ebed"
+LETTERS = b"ABCDEFGHIJKLMNOP"
+
 
 class NoNetwork:
     """A network without interfaces: the machine has no network device."""
@@ -141,3 +145,14 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def left_in(config: VMConfig) -> list[str]:
     return sorted(path.suffix for path in config.run_dir.iterdir())
+
+
+async def counted(log: Path, letters: int, after: int = 0) -> None:
+    while len(log.read_bytes()) < after + letters:
+        await asyncio.sleep(0.02)
+
+
+def goes_round(text: bytes) -> bool:
+    """Whether the letters are in their order, without one missing or twice."""
+    first = LETTERS.index(text[:1])
+    return text == bytes(LETTERS[(first + i) % len(LETTERS)] for i in range(len(text)))

@@ -20,15 +20,12 @@ from fleetbox.backends.qemu import create_backend
 from fleetbox.backends.qemu.backend import QemuBackend
 from fleetbox.backends.qemu.vm import QemuVM
 from fleetbox.errors import MachineError
-from tests.process.qemu_guests import NoNetwork, machine
+from tests.process.qemu_guests import COUNTS, NoNetwork, counted, goes_round, machine
 
 pytestmark = pytest.mark.skipif(programs.find(programs.QEMU) is None, reason="QEMU is not installed")
 
 LIMIT_S = 60 * timeout_scale()
 
-# At every timer interrupt: the letter of the counter at 0x7e00, which goes round after 16.
-COUNTS = "31c0 8ed8 baf803 fb f4 a0007e 0441 ee fe06007e 8026007e0f ebed"
-LETTERS = b"ABCDEFGHIJKLMNOP"
 # Echo on the second serial port, 0x2f8: wait for the line status's "data ready".
 ECHOES = "bafd02 ec a801 74fb baf802 ec ee ebf1"
 
@@ -89,17 +86,6 @@ def run(test: Callable[[Machines], Coroutine[Any, Any, None]]) -> None:
             await test(found)
 
     asyncio.run(limited())
-
-
-async def counted(log: Path, letters: int, after: int = 0) -> None:
-    while len(log.read_bytes()) < after + letters:
-        await asyncio.sleep(0.02)
-
-
-def goes_round(text: bytes) -> bool:
-    """Whether the letters are in their order, without one missing or twice."""
-    first = LETTERS.index(text[:1])
-    return text == bytes(LETTERS[(first + i) % len(LETTERS)] for i in range(len(text)))
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["streamed memory", "shared memory"])

@@ -155,13 +155,16 @@ def test_resolver_is_written_only_where_nobody_else_does(tmp_path: Path, linked:
     assert (tmp_path / "stub").read_text() == "nameserver 127.0.0.53\n"
 
 
-def control_line_argv(tmp_path: Path, *, systemd: bool, exit_code: int = 0) -> tuple[list[str], str]:
-    """What the seed's boot commands run as `systemd-run`, and what they say."""
-    seed = dataclasses.replace(SEED, control_line="ttyS1", lease=dataclasses.replace(LEASE, dns=()))
+def control_line_argv(
+    tmp_path: Path, *, systemd: bool, exit_code: int = 0, device: str = "ttyS1"
+) -> tuple[list[str], str]:
+    """What the seed's boot commands run as `systemd-run`, and what they say; `systemctl` writes a file of its own."""
+    seed = dataclasses.replace(SEED, control_line=device, lease=dataclasses.replace(LEASE, dns=()))
     (tmp_path / "tools").mkdir()
-    program = tmp_path / "tools/systemd-run"
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/argv\nexit {exit_code}\n')
-    program.chmod(0o755)
+    for name, file in (("systemd-run", "argv"), ("systemctl", "systemctl")):
+        program = tmp_path / "tools" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/{file}\nexit {exit_code}\n')
+        program.chmod(0o755)
     if systemd:
         (tmp_path / "run/systemd/system").mkdir(parents=True)
     script = "\n".join(user_data(seed)["bootcmd"]).replace("/run/systemd", f"{tmp_path}/run/systemd")
@@ -181,6 +184,14 @@ def test_control_line_is_the_distributions_agetty_with_a_bare_shell(tmp_path: Pa
     assert agetty[0] == "agetty"
     assert agetty[agetty.index("--login-program") + 1] == "/bin/sh"
     assert agetty[-3:] == ["ttyS1", "115200", "dumb"]
+    assert not (tmp_path / "systemctl").exists()
+
+
+def test_no_login_takes_a_virtualizer_s_console_from_the_control_line(tmp_path: Path) -> None:
+    argv, said = control_line_argv(tmp_path, systemd=True, device="hvc0")
+    assert said == ""
+    assert argv[-3:] == ["hvc0", "115200", "dumb"]
+    assert (tmp_path / "systemctl").read_text().split()[-2:] == ["stop", "serial-getty@hvc0.service"]
 
 
 def test_without_systemd_there_is_no_control_line(tmp_path: Path) -> None:
