@@ -9,12 +9,12 @@ from pathlib import Path
 from fleetbox import paths
 from fleetbox.backends.base import BackendEnvironment, Capabilities, Disk, Network, NetworkSpec, VMConfig
 from fleetbox.backends.host import saved
-from fleetbox.backends.remote import away, homecoming
+from fleetbox.backends.remote import homecoming
 from fleetbox.backends.remote.files import Sender
 from fleetbox.backends.remote.link import Link, other_version
 from fleetbox.backends.remote.machine import RemoteVM, Session
 from fleetbox.backends.remote.network import RemoteNetwork
-from fleetbox.backends.remote.wire import Act, Facts, NetworkAnswer, NetworkRequest, Owner, Told, Which
+from fleetbox.backends.remote.wire import Facts, NetworkAnswer, NetworkRequest, Owner, Told, Which
 from fleetbox.control import ControlSocket
 from fleetbox.errors import HolderError, HostError, MachineError, ProtocolError
 from fleetbox.records import MachineHandle
@@ -126,15 +126,10 @@ class RemoteBackend:
     async def _discard_destroyed(self) -> None:
         """End and forget what the helper has of members that were destroyed while nobody could tell it.
 
-        Every machine of ours has a note beside its disk from before its launch until its disk is home. Only where our
-        data folder is there: a home that is not mounted has lost no members.
+        Only where our data folder is there: a home that is not mounted has lost no members.
         """
         data = paths.data_dir().absolute()
         for told in await self._link.call("held", Owner(self._owner), list[Told]):
-            origins = [Path(origin) for origin in told.origins]
-            if not origins or not data.is_dir() or not all(origin.is_relative_to(data) for origin in origins):
-                continue
-            if not any(away.note_of(origin).exists() for origin in origins):
-                act = Act(told.machine, told.generation)
-                await self._link.order("kill", act)
-                await self._link.order("forget", act)
+            ours = data.is_dir() and all(Path(origin).is_relative_to(data) for origin in told.origins)
+            if told.origins and ours and homecoming.is_abandoned(told):
+                await homecoming.discard(self._link, told)

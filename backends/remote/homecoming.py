@@ -75,6 +75,29 @@ async def settle(link: Link, disks: Iterable[Disk], running: Container[str] = ()
             await link.order("forget", Act(note.machine, note.generation))
 
 
+def is_abandoned(told: Told) -> bool:
+    """Whether no note names the launch: its member was destroyed while nobody could tell the helper.
+
+    Every machine has a note beside its disk from before its launch until its disk is home.
+    """
+    notes = [away.read(Path(origin)) for origin in told.origins]
+    return all(note is None or note.generation != told.generation for note in notes)
+
+
+async def discard(link: Link, told: Told) -> None:
+    """End a machine and give its disk up."""
+    act = Act(told.machine, told.generation)
+    await link.order("kill", act)
+    await link.order("forget", act)
+
+
+async def discard_earlier(link: Link, machine: str, running: Container[str]) -> None:
+    """Make room for a machine where the helper has one of an earlier life, whose disk nobody has any more."""
+    told: Told | None = await link.call("find", Which(machine), Told | None)
+    if told is not None and told.generation not in running and not told.watched and is_abandoned(told):
+        await discard(link, told)
+
+
 async def _settled(link: Link, note: away.Away, disk: Disk, running: Container[str]) -> Told | None:
     """What the helper knows of the launch that has the disk, once it does not run any more."""
     deadline = asyncio.get_running_loop().time() + WATCHER_GOES_S * timeout_scale()

@@ -87,6 +87,7 @@ class RemoteVM:
     async def _launch(self) -> None:
         config, disks = self.config, homecoming.writable(self.config)
         await homecoming.settle(self._link, [disk for _, disk in disks], self._session.running)
+        await homecoming.discard_earlier(self._link, self.id, self._session.running)
         parcel, generation = Parcel(), new_id()
         request = await asyncio.to_thread(self._pack, parcel, generation)
         await self._session.sender.send(self.id, parcel.paths)
