@@ -21,15 +21,19 @@ LIMIT_S = 60.0
 
 
 class Helper:
-    """A helper on `folder`; `prefix` is put before its command line. Used as a context, it leaves nothing behind."""
+    """A helper on `folder`. Used as a context, it leaves nothing behind.
 
-    def __init__(self, folder: Path, backend: str, prefix: Sequence[str] = ()) -> None:
+    `prefix` is put before its command line and makes it run as `uid`.
+    """
+
+    def __init__(self, folder: Path, backend: str, prefix: Sequence[str] = (), uid: int = -1) -> None:
         self.folder = folder
         self.backend = backend
         self.socket = folder / "helper.sock"
         self._prefix = list(prefix)
         self._child: subprocess.Popen[bytes] | None = None
         folder.mkdir(mode=0o700)
+        os.chown(folder, uid, uid)
         self.log = folder / "helper.log"
 
     @property

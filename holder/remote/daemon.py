@@ -19,7 +19,7 @@ from fleetbox._version import __version__
 from fleetbox.backends import registry
 from fleetbox.backends.base import BackendEnvironment
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.errors import ConflictError, UsageError
+from fleetbox.errors import ConflictError, FleetboxError, UsageError
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.remote.blobs import Blobs
 from fleetbox.holder.remote.machines import Machines
@@ -50,8 +50,15 @@ async def run(folder: Path, socket_path: Path, backend_name: str, ready: Callabl
     host = HostThread("host")
     try:
         root = paths.private_dir(folder / "helper")
-        backend = registry.create(choice.name, BackendEnvironment(host, dict(os.environ)))
-        await backend.check()
+        environment = BackendEnvironment(host, dict(os.environ))
+        backend = registry.create(choice.name, environment)
+        try:
+            await backend.check()
+        except FleetboxError:
+            if not choice.otherwise:
+                raise
+            backend = registry.create(choice.otherwise, environment)
+            await backend.check()
         blobs = Blobs(root)
         networks = Networks(backend, root / "networks")
         machines = Machines(backend, networks, blobs, root / "machines")
