@@ -21,7 +21,7 @@ from fleetbox import paths
 from fleetbox.errors import ConflictError, HolderError, NotFoundError, RecordError
 from fleetbox.identity import is_alive, open_pidfd
 from fleetbox.launch import ensure_holder
-from fleetbox.records import HolderRecord, cluster_names, live_holder, read_cluster
+from fleetbox.records import ClusterRecord, HolderRecord, cluster_names, live_holder, read_cluster
 from fleetbox.stream import OnEvent
 from fleetbox.wire import Notice
 
@@ -32,23 +32,22 @@ _PATIENCE_S = 2.0
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """A cluster and its holder. `pid` 0: none runs; `machines` counts those that run, with or without a holder."""
+    """A cluster and its holder. `pid` 0: none runs; `machines` counts those that run, with or without a holder.
+
+    The holder of a `bound` cluster cannot be restarted.
+    """
 
     cluster: str
     pid: int
     version: str
     protocol: int
     machines: int
+    bound: bool = False
 
 
 def list_holders() -> list[Holder]:
     """Every cluster that has a live holder, or machines that wait for one, by name. Starts none."""
-    found = []
-    for name in cluster_names():
-        holder, machines = live_holder(name), _machines(name)
-        if holder is not None or machines:
-            found.append(_described(name, holder, machines))
-    return found
+    return [found for found in map(_described, cluster_names()) if found.pid or found.machines]
 
 
 def restart(cluster: str, *, on_event: OnEvent | None = None) -> Holder:
@@ -62,24 +61,23 @@ def restart(cluster: str, *, on_event: OnEvent | None = None) -> Holder:
         raise NotFoundError(
             f"there is no cluster {cluster!r}", hint="`fleetbox ls` lists the clusters, `fleetbox up` makes one"
         )
+    _refuse_bound(cluster)
     old = live_holder(cluster)
     if old is not None:
-        _refuse_bound(cluster)
         _end(cluster, old, on_event)
-    machines = _machines(cluster)
-    if machines:
+    if _machines(_record(cluster)):
         ensure_holder(cluster)
-    return _described(cluster, live_holder(cluster), machines)
+    return _described(cluster)
 
 
 def _refuse_bound(cluster: str) -> None:
-    with contextlib.suppress(NotFoundError, RecordError):
-        if read_cluster(cluster).bound:
-            raise ConflictError(
-                f"the holder of {cluster!r} cannot be restarted",
-                why="the cluster is bound: its machines end with their holder",
-                hint="end the process that it is bound to instead",
-            )
+    record = _record(cluster)
+    if record is not None and record.bound:
+        raise ConflictError(
+            f"the holder of {cluster!r} cannot be restarted",
+            why="the cluster is bound: its machines end with their holder",
+            hint="end the process that it is bound to instead",
+        )
 
 
 def _end(cluster: str, holder: HolderRecord, on_event: OnEvent | None) -> None:
@@ -122,16 +120,26 @@ def _is_holder(cluster: str, holder: HolderRecord) -> bool:
     return False
 
 
-def _machines(cluster: str) -> int:
-    """How many machines of the cluster run, as far as its record can be read."""
-    try:
-        members = read_cluster(cluster).members.values()
-    except (NotFoundError, RecordError):
-        return 0
+def _machines(record: ClusterRecord | None) -> int:
+    """How many machines of the cluster run."""
+    members = record.members.values() if record else ()
     return sum(1 for m in members if m.handle and is_alive(m.handle.process))
 
 
-def _described(cluster: str, holder: HolderRecord | None, machines: int) -> Holder:
-    if holder is None:
-        return Holder(cluster, 0, "", 0, machines)
-    return Holder(cluster, holder.process.pid, holder.version, holder.protocol, machines)
+def _record(cluster: str) -> ClusterRecord | None:
+    """The record as far as it can be read; what cannot is for the next holder to report."""
+    with contextlib.suppress(NotFoundError, RecordError):
+        return read_cluster(cluster)
+    return None
+
+
+def _described(cluster: str) -> Holder:
+    holder, record = live_holder(cluster), _record(cluster)
+    return Holder(
+        cluster,
+        pid=holder.process.pid if holder else 0,
+        version=holder.version if holder else "",
+        protocol=holder.protocol if holder else 0,
+        machines=_machines(record),
+        bound=record is not None and record.bound,
+    )

@@ -38,12 +38,16 @@ class DoctorReport(msgspec.Struct, frozen=True):
 
 
 class PruneItem(msgspec.Struct, frozen=True):
-    """Something that nobody owns any more; `removed` is False in a dry run, or when its removal failed."""
+    """Something that nobody owns any more; `removed` is False in a dry run, or when its removal failed.
+
+    `kept` says that it was left alone on purpose: `reason` says why, and it is for the user to look at.
+    """
 
     kind: str
     name: str
     reason: str
     removed: bool
+    kept: bool = False
 
 
 class PruneReport(msgspec.Struct, frozen=True):
@@ -61,10 +65,16 @@ def doctor(*, fix: bool = False, on_event: OnEvent | None = None) -> DoctorRepor
     return msgspec.convert(run_job("doctor", {"fix": fix}, on_event), DoctorReport)
 
 
-def prune(*, dry_run: bool = False, on_event: OnEvent | None = None) -> PruneReport:
-    """Remove what no live holder owns and none will take over. Disks and readable records are never touched.
+def prune(
+    *, dry_run: bool = False, images: bool = False, templates: bool = False, on_event: OnEvent | None = None
+) -> PruneReport:
+    """Remove what no live holder owns and none will take over; `images` and `templates`: those too that nobody uses.
+
+    Disks, readable snapshots and readable records are never touched. What cannot be read protects all that might
+    belong to it. Safe at any time, twice at once as well.
 
     >>> fleetbox.host.prune(dry_run=True).items
     ()
     """
-    return msgspec.convert(run_job("prune", {"dry_run": dry_run}, on_event), PruneReport)
+    request = {"dry_run": dry_run, "images": images, "templates": templates}
+    return msgspec.convert(run_job("prune", request, on_event), PruneReport)

@@ -65,7 +65,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
         "ls": {"help": "List holders.", "options": {}, "arguments": [], "verbs": {}},
         "restart": {"help": "Replace holders; machines run on.", "options": {}, "arguments": ["CLUSTER..."], "verbs": {}},
     }},
-    "prune": {"help": "Remove what nobody owns any more.", "options": {"--dry-run": "\tOnly say what would be removed."}, "arguments": [], "verbs": {}},
+    "prune": {"help": "Remove what nobody owns any more.", "options": {"--dry-run": "\tOnly say what would be removed.", "--images": "\tAlso images that nothing stands on.", "--templates": "\tAlso templates, which are a cache."}, "arguments": [], "verbs": {}},
     "doctor": {"help": "Check whether this host can run machines.", "options": {"--fix": "\tRepair what can be repaired."}, "arguments": [], "verbs": {}},
     "version": {"help": "Show the version.", "options": {}, "arguments": [], "verbs": {}},
 }}

@@ -24,7 +24,7 @@ from fleetbox.backends.host.isolation import Isolation
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.errors import HolderEnding
 from fleetbox.faultpoint import reach
-from fleetbox.holder import observation
+from fleetbox.holder import observation, runtime
 from fleetbox.holder.dial import DialServer
 from fleetbox.holder.eventlog import EventLog
 from fleetbox.holder.lock import HolderLock
@@ -96,7 +96,6 @@ class Daemon:
             return
         try:
             reach("holder.locked")
-            runtime = paths.private_dir(paths.cluster_runtime_dir(self.cluster))
             socket_path = paths.holder_socket(self.cluster)
             dial_path = paths.dial_socket(socket_path)
             self._store.load()
@@ -105,6 +104,8 @@ class Daemon:
             self._events.holder("started")
             reach("holder.loaded")
             await self._orchestrator.take_over()
+            await asyncio.to_thread(self._clear)
+            paths.private_dir(paths.cluster_runtime_dir(self.cluster))
             with contextlib.closing(bind(socket_path)) as listening:
                 reach("holder.bound")
                 process = identify(os.getpid())
@@ -121,10 +122,7 @@ class Daemon:
             dial_path.unlink(missing_ok=True)
             socket_path.unlink(missing_ok=True)
             paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
-            if self._store.record is None:  # with it goes what machines that died without a holder have left
-                shutil.rmtree(runtime, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                runtime.rmdir()
+            await asyncio.to_thread(self._clear)
             reach("holder.left")
         finally:
             self._host.close()
@@ -133,6 +131,9 @@ class Daemon:
                 with contextlib.suppress(OSError):
                     paths.cluster_data_dir(self.cluster).rmdir()
             lock.release()
+
+    def _clear(self) -> None:
+        runtime.clear(paths.cluster_runtime_dir(self.cluster), self._store.record)
 
     async def _serve(self, listening: socket.socket, ready: Ready) -> None:
         loop = asyncio.get_running_loop()

@@ -23,7 +23,7 @@ def make_folder(folder: Path) -> None:
             raise DiskError(
                 f"{folder} exists already",
                 why="no record names it, but it is not empty",
-                hint="move it away, or remove it with `fleetbox prune` when nothing in it is wanted",
+                hint="move it away, or remove it when nothing in it is wanted",
             ) from None
     except OSError as e:
         raise DiskError(f"{folder} cannot be made", why=e.strerror or str(e), hint="see `fleetbox doctor`") from e

@@ -42,9 +42,9 @@ def _work(call: Call) -> Work:
 
             return await (doctor.fix(emit) if call.request["fix"] else doctor.examine())
         if family == "prune":
-            from fleetbox.holder.prune import prune
+            from fleetbox.holder.collection.prune import prune
 
-            return await prune(dry_run=call.request["dry_run"])
+            return await prune(**call.request)
         raise NotFoundError(f"there is no operation {call.operation!r}")
 
     return work

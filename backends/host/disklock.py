@@ -110,17 +110,44 @@ def runs_on(pid: int, *disks: Path) -> bool:
     return _holds(pid, _files(disks))
 
 
+def processes_on(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Every process that holds the lock of a disk below `folder`, as far as this user may see it: pid and disk.
+
+    A disk that was deleted under its machine counts as well. One pass over all processes, for some ms.
+    """
+    root = f"{folder.resolve()}/"
+    here = Path("/proc/self/ns/mnt").stat()
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    target = str(fd.readlink())
+                    disk = Path(target.removesuffix(" (deleted)").removesuffix(".lock"))
+                    # The same path in another mount namespace is another file.
+                    if (
+                        target.startswith(root)
+                        and ".lock" in target
+                        and os.path.samestat(Path(f"/proc/{pid}/ns/mnt").stat(), here)
+                        and _has_flock(fd)
+                    ):
+                        yield pid, folder / disk.relative_to(folder.resolve())
+
+
 def _holds(pid: int, wanted: Container[tuple[int, int]]) -> bool:
     with contextlib.suppress(OSError):  # the process ended meanwhile, or is another user's
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found = fd.stat()
-                # proc(5): fdinfo lists the locks of just this open file, so one that merely tries is not named.
-                if (found.st_dev, found.st_ino) in wanted and "FLOCK" in (
-                    fd.parents[1] / "fdinfo" / fd.name
-                ).read_text():
+                if (found.st_dev, found.st_ino) in wanted and _has_flock(fd):
                     return True
     return False
+
+
+def _has_flock(fd: Path) -> bool:
+    """Whether an open file of a process (`/proc/PID/fd/N`) holds a lock: fdinfo lists those of just this open file
+    (proc(5)), so one that merely tries is not named.
+    """
+    return "FLOCK" in (fd.parents[1] / "fdinfo" / fd.name).read_text()
 
 
 def _name(pid: int) -> str:

@@ -45,9 +45,9 @@ def restart(
     """Put a new holder in the place of a cluster's holder, of whatever version it is.
 
     Machines run on, SSH sessions stay open. An operation under way is finished first. A cluster of which nothing runs
-    gets no holder.
+    gets no holder. Bound clusters end with their holder, and keep it.
     """
-    names = clusters or [h.cluster for h in fleetbox.holders.list_holders()]
+    names = clusters or [h.cluster for h in fleetbox.holders.list_holders() if not h.bound]
     found: list[Holder] = []
     with progress(settings) as on_event:
         act(

@@ -9,7 +9,7 @@ import typer
 
 import fleetbox
 from fleetbox.errors import HostError
-from fleetbox.host import PruneReport
+from fleetbox.host import PruneItem, PruneReport
 from fleetbox_cli.progress import progress
 from fleetbox_cli.render import Output, Table
 from fleetbox_cli.settings import Settings, wants_color
@@ -54,25 +54,33 @@ def doctor(
 @verb("""
     fleetbox prune --dry-run    # only says what it would remove
     fleetbox prune
+    fleetbox prune --images --templates    # also what can be had again
 """)
 def prune(
     settings: Settings,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Also images that nothing stands on.")] = False,
+    templates: Annotated[bool, typer.Option("--templates", help="Also templates, which are a cache.")] = False,
 ) -> Output:
-    """Remove what nobody owns any more: processes, network devices, files of clusters that are gone.
+    """Remove what nobody owns any more: processes, networks, sockets, half made members, files of interrupted commands.
 
-    Disks of existing members are never touched.
+    Never touched: disks of members, running or stopped; snapshots; machines that the next command takes over; anything
+    of a live holder or of another installation. A record that cannot be read protects all that might belong to it.
     """
     with progress(settings) as on_event:
-        report = fleetbox.host.prune(dry_run=dry_run, on_event=on_event)
+        report = fleetbox.host.prune(dry_run=dry_run, images=images, templates=templates, on_event=on_event)
     return prune_output(report, settings, dry_run=dry_run)
 
 
 def prune_output(report: PruneReport, settings: Settings, *, dry_run: bool) -> Output:
-    """What was removed, or would be."""
-    rows = tuple((i.kind, i.name, i.reason, "yes" if i.removed else "no") for i in report.items)
+    """What was removed, or would be, and what was kept on purpose."""
+    rows = tuple((i.kind, i.name, i.reason, _outcome(i)) for i in report.items)
     text: list[str | Table] = [Table(("KIND", "NAME", "REASON", "REMOVED"), rows)] if rows else []
     if not rows and not settings.quiet:
         text = ["nothing to remove"]
-    failed = not dry_run and any(not item.removed for item in report.items)
+    failed = not dry_run and any(not item.removed and not item.kept for item in report.items)
     return Output("prune", {"dry_run": dry_run, "items": report.items}, text, 1 if failed else 0)
+
+
+def _outcome(item: PruneItem) -> str:
+    return "kept" if item.kept else "yes" if item.removed else "no"

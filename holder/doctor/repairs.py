@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from fleetbox import paths
 from fleetbox.backends.host import process
 from fleetbox.errors import FleetboxError
+from fleetbox.holder.collection.prune import prune
 from fleetbox.holder.doctor import hypervisor, machine, network, packages
 from fleetbox.holder.doctor.examination import examine
-from fleetbox.holder.prune import prune
 from fleetbox.host import DoctorReport
 from fleetbox.wire import Event, Notice
 

@@ -201,15 +201,15 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch, status: Any, code: in
 
 def test_prune(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     item = PruneItem("link", "fbx-1", "its holder is gone", removed=True)
-    monkeypatch.setattr("fleetbox.host.prune", lambda dry_run, on_event: PruneReport((item,)))
+    monkeypatch.setattr("fleetbox.host.prune", lambda **_: PruneReport((item,)))
     done = run("prune")
     assert done.exit_code == 0
     assert done.stdout.splitlines()[1].split() == ["link", "fbx-1", "its", "holder", "is", "gone", "yes"]
     failed = PruneItem("link", "fbx-1", "busy", removed=False)
-    monkeypatch.setattr("fleetbox.host.prune", lambda dry_run, on_event: PruneReport((failed,)))
+    monkeypatch.setattr("fleetbox.host.prune", lambda **_: PruneReport((failed,)))
     assert run("prune").exit_code == 1
     assert run("prune", "--dry-run").exit_code == 0
-    monkeypatch.setattr("fleetbox.host.prune", lambda dry_run, on_event: PruneReport(()))
+    monkeypatch.setattr("fleetbox.host.prune", lambda **_: PruneReport(()))
     assert run("prune").stdout == "nothing to remove\n"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import fleetbox
 from fleetbox import paths, records
-from fleetbox.errors import NotFoundError, ProtocolError
+from fleetbox.errors import ConflictError, NotFoundError, ProtocolError
 from fleetbox.identity import is_alive
 from fleetbox.records import ClusterRecord, HolderRecord, MemberState, read_cluster
 
@@ -82,11 +82,19 @@ def test_a_holder_of_another_version_is_replaced_as_the_error_says(home: Path) -
 def test_a_cluster_without_machines_gets_no_holder(home: Path) -> None:
     cluster = fleetbox.up("web")
     cluster.stop()
-    assert fleetbox.holders.restart("web") == fleetbox.holders.Holder("web", 0, "", 0, 0)
+    assert fleetbox.holders.restart("web") == fleetbox.holders.Holder("web", 0, "", 0, 0, bound=False)
     assert records.live_holder("web") is None
     with pytest.raises(NotFoundError):
         fleetbox.holders.restart("nowhere")
     assert not paths.cluster_state_dir("nowhere").exists()
+
+
+def test_the_holder_of_a_bound_cluster_stays(home: Path) -> None:
+    fleetbox.up("web", bound=True)
+    before = holder()
+    with pytest.raises(ConflictError, match="bound"):
+        fleetbox.holders.restart("web")
+    assert holder() == before
 
 
 def test_machines_without_a_holder_get_one(home: Path, until: Until) -> None:

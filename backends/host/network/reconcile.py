@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from ipaddress import IPv4Interface
 
+from fleetbox import paths
 from fleetbox.backends.host import namespaces
 from fleetbox.backends.host.network import (
     construction,
@@ -23,6 +24,7 @@ from fleetbox.backends.host.network.journal import (
     NetworkRecord,
     add_rules,
     member_and_slot,
+    path_of,
     read_network,
     read_networks,
 )
@@ -50,6 +52,21 @@ async def reconcile(host: HostThread, dry_run: bool = False, *, keep: str = "") 
                 removed += await host.run(_reconcile_one, record.bridge, dry_run)
             except FleetboxError as e:
                 log.warning("the network %s of %s: %s", record.bridge, record.cluster, e)
+    return removed + await host.run(_remove_stray_resolvers, dry_run)
+
+
+def _remove_stray_resolvers(dry_run: bool) -> list[str]:
+    """Resolvers of this installation whose network has no record: it is written first and removed last."""
+    removed = []
+    with network_lock(naming.namespace_inode()):
+        for folder in sorted(paths.host_dir().glob(f"names/fb{paths.installation_digest()}*")):
+            if path_of(folder.name).exists():
+                continue
+            if not dry_run:
+                for process in resolver.find(folder.name):
+                    resolver.stop(process)
+                resolver.remove_folder(folder.name)
+            removed.append(f"resolver of {folder.name}: no record names its network")
     return removed
 
 

@@ -1,0 +1,1 @@
+"""`fleetbox prune`: what nobody owns is found and removed, and nothing else."""
