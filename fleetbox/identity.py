@@ -71,6 +71,34 @@ def is_alive(identity: ProcessIdentity | None) -> bool:
     return found is not None and found[0] not in "ZX" and found[1] == identity.start_ticks
 
 
+UNKNOWN_MAKER_S = 24 * 3600.0
+"""How old what is half made must be when it cannot be known whether its maker lives."""
+
+
+class Maker(msgspec.Struct, frozen=True):
+    """Who is making something: a process, and the host that it is on, as a home may be shared by several."""
+
+    process: ProcessIdentity
+    host: str
+
+    def is_gone(self) -> bool | None:
+        """Whether it has ended; None when that cannot be known from here."""
+        if self.host != _host():
+            return None
+        return not is_alive(self.process)
+
+
+def this_maker() -> Maker:
+    """This process as a maker."""
+    process = identify(os.getpid())
+    assert process is not None
+    return Maker(process, _host())
+
+
+def _host() -> str:
+    return os.uname().nodename
+
+
 def open_pidfd(identity: ProcessIdentity) -> int | None:
     """A pidfd of exactly this process, None when it has ended.
 

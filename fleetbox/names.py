@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 from fleetbox.errors import UsageError
 
+T = TypeVar("T")
+
+_HEX = re.compile(r"[0-9a-f]+")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -37,9 +41,18 @@ def new_id() -> str:
     return secrets.token_hex(8)
 
 
-def is_id_prefix(text: str) -> bool:
-    """Whether `text` can be the beginning (4 digits or more) of an id."""
-    return 4 <= len(text) <= 16 and all(c in "0123456789abcdef" for c in text)
+def matching(
+    text: str, items: Iterable[T], identity: Callable[[T], str], named: Callable[[T], Iterable[str]], digits: int = 4
+) -> list[T]:
+    """The items that a user may mean by `text`: those of exactly that id or name, else those whose id begins so.
+
+    Such a beginning has at least so many hexadecimal `digits`.
+    """
+    items = list(items)
+    exact = [item for item in items if text and (text == identity(item) or text in named(item))]
+    if exact or len(text) < digits or not _HEX.fullmatch(text):
+        return exact
+    return [item for item in items if identity(item).startswith(text)]
 
 
 class Ref(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,7 @@ import msgspec
 
 from fleetbox import paths
 from fleetbox.errors import NotFoundError, RecordError
-from fleetbox.identity import ProcessIdentity, is_alive
+from fleetbox.identity import UNKNOWN_MAKER_S, Maker, ProcessIdentity, is_alive
 from fleetbox.shapes import UNDECODABLE, Address, Id, Label, Mac, OptionalDigest, Slot, Subnet, Word
 from fleetbox.specs import MemberSpec
 
@@ -51,7 +52,8 @@ class MemberRecord(msgspec.Struct, frozen=True):
 
     `base` is the digest of the template's blob that its disk stands on; empty: it stands on its image's. `warm` says
     that it was cloned from a template, `control_line` that its guest may be given one. `slot` (0 or 1) is which of its
-    two places its machine has: while a member is restored, both are taken.
+    two places its machine has: while a member is restored, both are taken. `maker` is the holder that makes it,
+    while it is a placeholder.
     """
 
     id: Id
@@ -71,6 +73,14 @@ class MemberRecord(msgspec.Struct, frozen=True):
     slot: Slot = 0
     handle: MachineHandle | None = None
     error: str = ""
+    maker: Maker | None = None
+
+    @property
+    def half_made(self) -> bool:
+        """Whether it is a placeholder whose maker has ended, for who has its cluster's lock."""
+        gone = self.maker.is_gone() if self.maker is not None else True
+        old = time.time() - self.created_at > UNKNOWN_MAKER_S
+        return self.state is MemberState.CREATING and (old if gone is None else gone)
 
 
 class HolderRecord(msgspec.Struct, frozen=True):

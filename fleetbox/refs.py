@@ -69,18 +69,12 @@ def read_cluster_if_named(name: str) -> None:
 
 
 def _candidates(records: Iterable[ClusterRecord], text: str) -> list[Cluster | Member]:
-    by_name: list[Cluster | Member] = []
-    by_id: list[Cluster | Member] = []
-    prefix = names.is_id_prefix(text)
+    """Members of that name; else members and clusters whose id is `text` or begins so."""
+    known: list[tuple[Cluster | Member, str, str]] = []
     for record in records:
-        if prefix and record.id.startswith(text):
-            by_id.append(Cluster(record.name))
-        for member in record.members.values():
-            if member.name == text:
-                by_name.append(Member(record.name, member.name))
-            elif prefix and member.id.startswith(text):
-                by_id.append(Member(record.name, member.name))
-    return by_name or by_id
+        known.append((Cluster(record.name), record.id, ""))
+        known += [(Member(record.name, member.name), member.id, member.name) for member in record.members.values()]
+    return [found for found, _, _ in names.matching(text, known, lambda k: k[1], lambda k: (k[2],))]
 
 
 def _member_of(record: ClusterRecord, name: str) -> Member:

@@ -39,7 +39,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     `cluster` is where it was taken; `subnet`, `backend` and `accelerator` are that cluster's. `identity` is what the
     saved device state is tied to: it can only be restored where that is the same. `members` are the records as they
     were, by name; `blobs` every base disk that theirs stand on, each after the one that it stands on itself. One that
-    is `bound_to` a cluster, by its id, goes with it.
+    is `bound_to` a cluster, by its id, goes with it. `folder` is where it was made.
     """
 
     id: Id
@@ -56,6 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     blobs: tuple[Blob, ...] = ()
     files: tuple[SnapshotFile, ...] = ()
     bound_to: Word = ""
+    folder: str = ""
     schema: int = SCHEMA
 
     @property

@@ -27,8 +27,8 @@ class Template(msgspec.Struct, frozen=True):
 
     `key` is the digest of everything that shaped it; `base` that of its disk among the blobs, empty where clones get a
     whole copy of it. `image` is the image's name as it was asked for, empty where a backend needs none. `control_line`
-    says that a clone can be told by one who it is. `stored_bytes` is what it occupied when it was made. It may vanish
-    at any time: it is a cache, and made again when it is wanted.
+    says that a clone can be told by one who it is. `stored_bytes` is what it occupied when it was made, in `folder`.
+    It may vanish at any time: it is a cache, and made again when it is wanted.
     """
 
     key: Digest
@@ -46,4 +46,5 @@ class Template(msgspec.Struct, frozen=True):
     base: OptionalDigest = ""
     stored_bytes: int = 0
     used_at: float = 0.0
+    folder: str = ""
     schema: int = SCHEMA

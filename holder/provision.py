@@ -17,6 +17,7 @@ from fleetbox.errors import DiskError, HostError, ImageError
 from fleetbox.faultpoint import arrive, reach
 from fleetbox.holder.guest import fixtures, hostkeys
 from fleetbox.holder.guest.seed import Seed, write_seed
+from fleetbox.identity import this_maker
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
 from fleetbox.specs import NOWHERE, MemberSpec
@@ -177,6 +178,7 @@ def new_member(
         folder=str(paths.member_dir(cluster.name, name)),
         created_at=now,
         instance=f"i-{member_id}",
+        maker=this_maker(),
     )
 
 

@@ -22,7 +22,7 @@ from fleetbox.errors import NotFoundError, RecordError
 from fleetbox.events import REMOVED
 from fleetbox.faultpoint import reach
 from fleetbox.holder.eventlog import EventLog
-from fleetbox.records import ClusterRecord, MemberRecord, read_cluster_record
+from fleetbox.records import ClusterRecord, MemberRecord, MemberState, read_cluster_record
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -103,7 +103,9 @@ class ClusterStore:
         self._untold.append({**event, "at": time.time()})
 
     def put_member(self, member: MemberRecord) -> MemberRecord:
-        """Add or replace a member's record in memory."""
+        """Add or replace a member's record in memory. Only a placeholder has a maker."""
+        if member.maker is not None and member.state is not MemberState.CREATING:
+            member = msgspec.structs.replace(member, maker=None)
         before = self.current.members.get(member.name)
         if before is None or (before.state, before.error) != (member.state, member.error):
             self._tell(event="member", member=member.name, state=member.state, message=member.error)

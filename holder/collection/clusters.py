@@ -18,7 +18,7 @@ from fleetbox.holder.members import close_master, erase
 from fleetbox.holder.orphans import end_process
 from fleetbox.holder.runtime import stale_files
 from fleetbox.identity import ProcessIdentity, is_alive
-from fleetbox.records import MemberRecord, MemberState
+from fleetbox.records import MemberRecord
 from fleetbox.specs import TEMPLATE_NAME
 
 
@@ -70,7 +70,7 @@ async def _end_strays(owned: Owned, machines: Sequence[ProcessIdentity], pruning
 
 async def _remove_half_made(owned: Owned, pruning: Pruning) -> None:
     for member in _members(owned):
-        if member.state is MemberState.CREATING:
+        if member.half_made:
 
             async def undo(member: MemberRecord = member) -> None:
                 await erase(owned.name, member)

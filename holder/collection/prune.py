@@ -27,11 +27,8 @@ from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.warm.templates import TemplateStore
 from fleetbox.host import PruneItem, PruneReport
-from fleetbox.identity import ProcessIdentity, identify
+from fleetbox.identity import UNKNOWN_MAKER_S, ProcessIdentity, identify
 from fleetbox.records import read_clusters
-
-UNKNOWN_OWNER_S = 24 * 3600.0
-"""How old a leftover must be when nothing tells whether its maker still wants it."""
 
 ABANDONED_S = 600.0
 """A download that goes on has had something to write within this time."""
@@ -136,7 +133,7 @@ async def _prune_images(library: ImageLibrary, of_templates: set[str], pruning: 
 
 async def _prune_downloads(pruning: Pruning, *, of_images: bool) -> None:
     """Parts of downloads that nobody is at: kept for a day, as the next attempt goes on with them."""
-    folder, limit_s = paths.downloads_dir(), ABANDONED_S if of_images else UNKNOWN_OWNER_S
+    folder, limit_s = paths.downloads_dir(), ABANDONED_S if of_images else UNKNOWN_MAKER_S
     for part in sorted(folder.glob("*.part")) if folder.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
             if time.time() - part.stat().st_mtime > limit_s:

@@ -1,29 +1,27 @@
 """The images that are here: `images/<digest>/{image.json,kernel,initrd}`, each disk as `blobs/<digest>.raw`.
 
-An image lands whole or not at all: it is put together in a staging folder on the same file system, which its maker
-keeps locked (flock(2) on the folder itself, so the kernel releases it with the process), and is moved into place under
-the store's lock. A record that cannot be read hides no other and is never overwritten.
+An image lands whole or not at all (`fleetbox.holder.landing`). A record that cannot be read hides no other and is never
+overwritten: it is moved aside, named, when the same image comes again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import filelock
 import msgspec
 
 from fleetbox import paths
-from fleetbox.errors import AmbiguousError, ConflictError, FleetboxError, NotFoundError, PartialError, RecordError
+from fleetbox.errors import ConflictError, NotFoundError, RecordError
+from fleetbox.holder.landing import Landing, sync
+from fleetbox.holder.refs import each_of, the_one
 from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.store import write_atomically
 from fleetbox.image import Image
@@ -33,13 +31,10 @@ from fleetbox.shapes import Digest
 log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_PREFIX = re.compile(r"[0-9a-f]{8,64}")
-_STAGING = ".new-"
-_LOCK_TIMEOUT_S = 60.0
 
 
 class ImageRecord(msgspec.Struct, frozen=True):
-    """`image.json`. It names no path, so that the data folder can be moved and kept.
+    """`image.json`. `folder` is where it was made; it is found where it is, so that the data folder can be moved.
 
     `source_sha256` is the digest of the file that the image came from, `source_stamp` its size, inode and time when it
     was a file of this host: each tells that the same source need not be taken again.
@@ -57,6 +52,7 @@ class ImageRecord(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
     source_sha256: str = ""
     source_stamp: str = ""
+    folder: str = ""
     schema: int = SCHEMA
 
 
@@ -66,19 +62,7 @@ class ImageStore:
     def __init__(self) -> None:
         self._images = paths.images_dir()
         self._blobs = paths.blobs_dir()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._images.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(self._images / ".lock", timeout=_LOCK_TIMEOUT_S):
-                yield
-        except filelock.Timeout:
-            raise ConflictError(
-                "the image store is locked",
-                why=f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s",
-                hint=f"see who has {self._images / '.lock'} open",
-            ) from None
+        self._landing = Landing(self._images, "image")
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / f"{digest}.raw"
@@ -155,19 +139,7 @@ class ImageStore:
                 ),
                 None,
             )
-        for record in records:
-            if ref in record.names:
-                return record
-        if not _PREFIX.fullmatch(ref):
-            return None
-        found = [r for r in records if r.digest.startswith(ref)]
-        if len(found) > 1:
-            raise AmbiguousError(
-                f"several images begin with {ref}",
-                why=", ".join(r.digest[:16] for r in found),
-                hint="give more digits, or a name",
-            )
-        return found[0] if found else None
+        return the_one(ref, records, "image", lambda r: r.digest, lambda r: r.names, digits=8)
 
     def inspect(self, ref: str) -> Image:
         """The image that `ref` names. Raises NotFoundError or AmbiguousError."""
@@ -184,17 +156,9 @@ class ImageStore:
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         """A folder to put an image together in; removed at the end, or by the next user's `sweep` after a crash."""
-        with self._locked():
+        with self._landing.placeholder() as folder:
             self._blobs.mkdir(parents=True, exist_ok=True)
-            self._sweep_staging(dry_run=False)
-            folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._images))
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(fd)
 
     def publish(self, folder: Path, disk: Path, record: ImageRecord) -> Image:
         """Move `disk`, and `kernel` and `initrd` of the staging folder, into place; an image that is there stays.
@@ -205,22 +169,22 @@ class ImageStore:
         landing.mkdir()
         for name in ("kernel", "initrd") if record.boot == "direct" else ():
             (folder / name).rename(landing / name)
-            _sync(landing / name)
+            sync(landing / name)
         disk.chmod(0o444)
-        _sync(disk)
-        (landing / "image.json").write_bytes(_encode(msgspec.structs.replace(record, names=())))
-        _sync(landing / "image.json")
-        _sync(landing)
+        sync(disk)
+        folded = msgspec.structs.replace(record, names=(), folder=str(self._images / record.digest))
+        (landing / "image.json").write_bytes(_encode(folded))
+        sync(landing / "image.json")
+        sync(landing)
         target = self._images / record.digest
-        with self._locked():
+        with self._landing.locked():
             if not self._blob(record.digest).is_file():
                 disk.rename(self._blob(record.digest))
-                _sync(self._blobs)
+                sync(self._blobs)
             if self._is_unreadable(record.digest):
                 target.rename(self._images / f".unreadable-{record.digest}-{time.time_ns()}")
             if not target.exists():
-                landing.rename(target)
-                _sync(self._images)
+                self._landing.land(landing, record.digest)
             return self.image(self._name(record))
 
     def _is_unreadable(self, digest: str) -> bool:
@@ -234,7 +198,7 @@ class ImageStore:
 
     def name(self, record: ImageRecord) -> Image:
         """Give the stored image the further names and source facts of `record`; other images lose those names."""
-        with self._locked():
+        with self._landing.locked():
             return self.image(self._name(record))
 
     def _name(self, record: ImageRecord) -> ImageRecord:
@@ -263,25 +227,17 @@ class ImageStore:
 
         Raises the error of a single ref, or PartialError after the others of several are done.
         """
-        removed: list[Image] = []
-        failures: dict[str, FleetboxError] = {}
-        for ref in dict.fromkeys(refs):
-            try:
-                image = self.inspect(ref)
-                with self._locked():
-                    self._check_unused(image)
-                    gone = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._images)) / "image"
-                    (self._images / image.digest).rename(gone)
-                    self._blob(image.digest).unlink(missing_ok=True)
-                    shutil.rmtree(gone.parent)
-                removed.append(image)
-            except FleetboxError as e:
-                failures[ref] = e
-        if failures and len(refs) == 1:
-            raise failures[refs[0]]
-        if failures:
-            raise PartialError(f"{len(failures)} of {len(refs)} images were not removed", failures)
-        return removed
+        with self._landing.locked():
+            return each_of(refs, self._remove, "image", "removed")
+
+    def _remove(self, ref: str) -> Image:
+        image = self.inspect(ref)
+        self._check_unused(image)
+        gone = self._landing.take_out(image.digest)
+        self._blob(image.digest).unlink(missing_ok=True)
+        if gone is not None:
+            shutil.rmtree(gone)
+        return image
 
     def _check_unused(self, image: Image) -> None:
         users = users_of(image.digest)
@@ -298,8 +254,8 @@ class ImageStore:
         Returns what was (or would be) removed, in words. Disks stay while any cluster's record cannot be read.
         """
         found = []
-        with self._locked():
-            found += self._sweep_staging(dry_run)
+        with self._landing.locked():
+            found += [f"unfinished image {name}" for name in self._landing.collect(dry_run=dry_run)]
             for blob in sorted(self._blobs.glob("*.raw")):
                 if not _DIGEST.fullmatch(blob.stem) or (self._images / blob.stem).exists():
                     continue
@@ -311,25 +267,6 @@ class ImageStore:
                 found.append(f"disk {blob.name} of no image")
                 if not dry_run:
                     blob.unlink()
-        return found
-
-    def _sweep_staging(self, dry_run: bool) -> list[str]:
-        found = []
-        for folder in sorted(self._images.glob(f"{_STAGING}*")):
-            try:
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its maker is alive
-            else:
-                found.append(f"unfinished image {folder.name}")
-                if not dry_run:
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(fd)
         return found
 
 
@@ -350,11 +287,3 @@ def users_of(digest: str) -> list[str]:
 
 def _encode(record: ImageRecord) -> bytes:
     return msgspec.json.format(msgspec.json.encode(record), indent=1)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -67,7 +67,8 @@ def export(snapshot: Snapshot, fd: int, stop: Stop, meter: Meter | None = None) 
             entries = tuple(_entry(name, path, writer) for name, path in sources.items())
         except FileNotFoundError as e:
             raise _lost(snapshot, str(e.filename)) from None
-    data = msgspec.json.encode(Header(FORMAT, msgspec.structs.replace(snapshot, bound_to=""), tuple(records), entries))
+    carried = msgspec.structs.replace(snapshot, bound_to="", folder="")
+    data = msgspec.json.encode(Header(FORMAT, carried, tuple(records), entries))
     with disk_errors("the archive cannot be written"):
         writer.member(RECORD, data)
         writer.member(DIGEST, f"{hashlib.sha256(data).hexdigest()}\n".encode())

@@ -134,7 +134,7 @@ def _own(snapshot: Snapshot) -> Snapshot:
     blobs = blobs_under(members.values())
     if set(snapshot.blobs) != set(blobs):
         raise refused("its base disks are not those of its members")
-    return msgspec.structs.replace(snapshot, members=members, blobs=blobs, files=())
+    return msgspec.structs.replace(snapshot, members=members, blobs=blobs, files=(), folder="")
 
 
 def _own_member(name: str, record: MemberRecord) -> MemberRecord:

@@ -1,24 +1,18 @@
 """The snapshots that are here: `snapshots/<id>/{snapshot.json,<member>/*}`.
 
-A snapshot lands whole or not at all: it is written in a hidden staging folder on the same file system, which its maker
-keeps locked (flock(2) on the folder itself, so the kernel releases it with the process), and is renamed into place
-under the store's lock. Snapshots are user data: only `remove` deletes one, and one whose record cannot be read is
-named, kept, and protects every base disk, as it may stand on any.
+A snapshot lands whole or not at all (`fleetbox.holder.landing`). Snapshots are user data: only `remove` deletes one,
+and one whose record cannot be read is named, kept, and protects every base disk, as it may stand on any.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import filelock
 import msgspec
 
 from fleetbox import paths
@@ -26,18 +20,16 @@ from fleetbox.backends.host.disk import disk_errors
 from fleetbox.backends.host.files.sparse import digest_file
 from fleetbox.backends.host.files.worker import Meter, Stop
 from fleetbox.errors import (
-    AmbiguousError,
     ConflictError,
     DiskError,
-    FleetboxError,
     HostError,
     NotFoundError,
-    PartialError,
     RecordError,
     UsageError,
 )
 from fleetbox.faultpoint import reach
-from fleetbox.names import is_id_prefix
+from fleetbox.holder.landing import PLACEHOLDER, Landing, sync
+from fleetbox.holder.refs import each_of, the_one
 from fleetbox.records import MemberRecord, read_record
 from fleetbox.snapshot import Blob, Snapshot, SnapshotFile
 
@@ -46,8 +38,6 @@ log = logging.getLogger(__name__)
 RECORD = "snapshot.json"
 _ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
-_STAGING = ".new-"
-_LOCK_TIMEOUT_S = 60.0
 
 
 def check_name(name: str) -> str:
@@ -100,20 +90,7 @@ class SnapshotStore:
 
     def __init__(self) -> None:
         self._root = paths.snapshots_dir()
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with disk_errors(f"the folder {self._root} cannot be used"):
-            self._root.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(self._root / ".lock", timeout=_LOCK_TIMEOUT_S):
-                yield
-        except filelock.Timeout:
-            raise ConflictError(
-                "the snapshot store is locked",
-                why=f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s",
-                hint=f"see who has {self._root / '.lock'} open",
-            ) from None
+        self._landing = Landing(self._root, "snapshot")
 
     def folder(self, snapshot: Snapshot) -> Path:
         """Where its files are: `<member>/…`."""
@@ -169,18 +146,9 @@ class SnapshotStore:
         if _ID.fullmatch(ref) and (self._root / ref).exists():
             return self._read(self._root / ref)
         found, unreadable = self.readable()
-        for snapshot in found:
-            if ref and ref == snapshot.name:
-                return snapshot
-        candidates = [s for s in found if is_id_prefix(ref) and s.id.startswith(ref)]
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            raise AmbiguousError(
-                f"several snapshots begin with {ref}",
-                why=", ".join(s.id for s in candidates),
-                hint="give more digits, or a name",
-            )
+        snapshot = the_one(ref, found, "snapshot", lambda s: s.id, lambda s: (s.name,))
+        if snapshot is not None:
+            return snapshot
         raise NotFoundError(
             f"there is no snapshot {ref!r}",
             why="; ".join(e.message for e in unreadable),
@@ -198,20 +166,9 @@ class SnapshotStore:
         """The names that are taken."""
         return {s.name for s in self.readable()[0] if s.name}
 
-    @contextlib.contextmanager
-    def staging(self) -> Iterator[Path]:
+    def staging(self) -> contextlib.AbstractContextManager[Path]:
         """A folder to put a snapshot together in; removed at the end, or by a later `sweep` after a crash."""
-        with self._locked():
-            self._sweep(dry_run=False)
-            with disk_errors(f"no snapshot can be made in {self._root}"):
-                folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._root))
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(fd)
+        return self._landing.placeholder()
 
     def announce(self, folder: Path, snapshot: Snapshot) -> None:
         """From now on the base disks of `snapshot`, which is being put together in `folder`, are pinned."""
@@ -226,11 +183,11 @@ class SnapshotStore:
         """
         with disk_errors(f"the snapshot in {folder} cannot be written"):
             reach("save.publish")
-            snapshot = msgspec.structs.replace(snapshot, files=tuple(_files(folder)))
+            snapshot = msgspec.structs.replace(snapshot, files=tuple(_files(folder)), folder=str(self.folder(snapshot)))
             (folder / RECORD).write_bytes(_encode(snapshot))
             for path in (*folder.rglob("*"), folder):
-                _sync(path)
-        with self._locked():
+                sync(path)
+        with self._landing.locked():
             self.check_free(snapshot.name)
             if stop is not None:
                 stop.check()
@@ -239,9 +196,8 @@ class SnapshotStore:
                 raise ConflictError(f"there is a snapshot {snapshot.id} already")
             with disk_errors(f"the snapshot in {folder} cannot be moved into place"):
                 reach("save.land")
-                folder.rename(target)
+                self._landing.land(folder, snapshot.id)
                 reach("save.landed")
-                _sync(self._root)
         return snapshot
 
     def remove(self, refs: Sequence[str]) -> list[Snapshot]:
@@ -249,26 +205,18 @@ class SnapshotStore:
 
         Raises the error of a single ref, or PartialError after the others of several are done.
         """
-        removed: list[Snapshot] = []
-        failures: dict[str, FleetboxError] = {}
-        for ref in dict.fromkeys(refs):
-            try:
-                with self._locked():
-                    snapshot = self.find(ref)
-                    with disk_errors(f"the snapshot {ref} cannot be removed"):
-                        reach("snapshot.remove")
-                        gone = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self._root))
-                        self.folder(snapshot).rename(gone)  # over an empty folder: rename(2)
-                        reach("snapshot.removed")
-                        shutil.rmtree(gone)
-                removed.append(snapshot)
-            except FleetboxError as e:
-                failures[ref] = e
-        if failures and len(failures) == len(refs) == 1:
-            raise failures[refs[0]]
-        if failures:
-            raise PartialError(f"{len(failures)} of {len(refs)} snapshots were not removed", failures)
-        return removed
+        with self._landing.locked():
+            return each_of(refs, self._remove, "snapshot", "removed")
+
+    def _remove(self, ref: str) -> Snapshot:
+        snapshot = self.find(ref)
+        with disk_errors(f"the snapshot {ref} cannot be removed"):
+            reach("snapshot.remove")
+            gone = self._landing.take_out(snapshot.id)
+            reach("snapshot.removed")
+            if gone is not None:
+                shutil.rmtree(gone)
+        return snapshot
 
     def remove_bound(self, clusters: Collection[str], *, dry_run: bool = False) -> list[Snapshot]:
         """Delete the snapshots that are bound to clusters of these ids, and return them.
@@ -289,7 +237,7 @@ class SnapshotStore:
         """
         pinned: dict[str, list[str]] = {}
         for folder in self._folders():
-            staged = folder.name.startswith(_STAGING)
+            staged = folder.name.startswith(PLACEHOLDER)
             if not staged and not _ID.fullmatch(folder.name):
                 continue
             try:
@@ -339,27 +287,8 @@ class SnapshotStore:
         """Remove what makers that crashed have left, and return the folders' names."""
         if not self._root.is_dir():
             return []
-        with self._locked():
-            return self._sweep(dry_run)
-
-    def _sweep(self, dry_run: bool) -> list[str]:
-        found = []
-        for folder in self._root.glob(f"{_STAGING}*"):
-            try:
-                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue  # its maker is alive
-            else:
-                found.append(folder.name)
-                if not dry_run:
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(fd)
-        return sorted(found)
+        with self._landing.locked():
+            return self._landing.collect(dry_run=dry_run)
 
 
 def _unreadable(folder: Path, why: str) -> RecordError:
@@ -383,11 +312,3 @@ def _stamp(path: Path) -> str:
 
 def _encode(snapshot: Snapshot) -> bytes:
     return msgspec.json.format(msgspec.json.encode(snapshot), indent=1)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

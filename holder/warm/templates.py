@@ -1,8 +1,8 @@
 """The templates that are here: `templates/<key>/{template.json,state,…}`, each disk as `blobs/<digest>.qcow2`.
 
-A template lands whole or not at all: it is put together in `.new-<key>` by whoever holds the key's lock, which the
-kernel frees with its process, and is renamed into place under the store's lock. It is a cache: what cannot be read or
-lacks a part is no template, and goes. Its disk does not go while anything stands on it (`pinned`).
+A template lands whole or not at all (`fleetbox.holder.landing`), and is made by whoever holds its key's lock. It is a
+cache: what cannot be read or lacks a part is no template, and goes. Its disk does not go while anything stands on it
+(`pinned`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import filelock
 import msgspec
 
 from fleetbox import paths
@@ -26,10 +25,12 @@ from fleetbox.backends.base import Disk
 from fleetbox.backends.host.disk import disk_errors
 from fleetbox.backends.host.files.sparse import digest_file
 from fleetbox.backends.host.files.worker import Stop
-from fleetbox.errors import AmbiguousError, ConflictError, FleetboxError, NotFoundError, PartialError, RecordError
+from fleetbox.errors import ConflictError, NotFoundError, RecordError
 from fleetbox.faultpoint import arrive, reach
+from fleetbox.holder.landing import Landing, sync
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.operations import Emit
+from fleetbox.holder.refs import each_of, the_one
 from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.host import PruneItem
 from fleetbox.records import read_clusters, read_record
@@ -41,9 +42,6 @@ log = logging.getLogger(__name__)
 RECORD = "template.json"
 SAVED = "saved"
 _KEY = re.compile(r"[0-9a-f]{64}")
-_PREFIX = re.compile(r"[0-9a-f]{4,64}")
-_NEW, _GONE = ".new-", ".gone-"
-_LOCK_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 
 
@@ -53,6 +51,7 @@ class TemplateStore:
     def __init__(self) -> None:
         self._root = paths.templates_dir()
         self._blobs = paths.blobs_dir()
+        self._landing = Landing(self._root, "template", lock_file=self._blobs / ".templates.lock")
 
     def folder(self, template: Template) -> Path:
         """Where the saved machine is, as the backend wrote it."""
@@ -110,15 +109,15 @@ class TemplateStore:
                     emit(Notice("another fleetbox is making the template of these members; waiting for it"))
                     waited = True
                 await asyncio.sleep(_POLL_S)
-        staging = self._root / f"{_NEW}{key}"
         try:
-            with disk_errors(f"no template can be made in {staging}"):
-                await asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True)
-                (staging / SAVED).mkdir(mode=0o700, parents=True)
-            await arrive("template.lock")
-            yield staging
+            placeholder = await asyncio.to_thread(self._landing.reserve)
+            try:
+                (placeholder.folder / SAVED).mkdir(mode=0o700)
+                await arrive("template.lock")
+                yield placeholder.folder
+            finally:
+                await asyncio.shield(asyncio.to_thread(placeholder.roll_back))
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, staging, ignore_errors=True))
             lock.release(remove=True)
 
     def publish(self, staging: Path, disk: Disk, template: Template, stop: Stop) -> Template:
@@ -130,30 +129,30 @@ class TemplateStore:
         with disk_errors(f"the template in {staging} cannot be stored"):
             landing.mkdir(mode=0o700)
             disk.path.chmod(0o444)
-            _sync(disk.path)
+            sync(disk.path)
             for path in (staging / SAVED).iterdir():
-                _sync(path)
+                sync(path)
             (staging / SAVED).rename(landing / SAVED)
             stored = sum(p.stat().st_blocks * 512 for p in (disk.path, *(landing / SAVED).iterdir()))
-            template = msgspec.structs.replace(template, stored_bytes=stored, disk_format=disk.format)
+            place = str(self._root / template.key)
+            template = msgspec.structs.replace(template, stored_bytes=stored, disk_format=disk.format, folder=place)
             if disk.format == "qcow2":
                 template = msgspec.structs.replace(template, base=digest_file(disk.path, stop))
             else:
                 disk.path.rename(landing / f"disk.{disk.format}")
             (landing / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(template), indent=1))
-            _sync(landing / RECORD)
-            _sync(landing)
+            sync(landing / RECORD)
+            sync(landing)
             reach("template.land")
             stop.check()
-            with self._locked():
+            with self._landing.locked():
                 if template.base:
                     disk.path.rename(self.disk(template).path)
-                    _sync(self._blobs)
+                    sync(self._blobs)
                 reach("template.disk")
                 if (self._root / template.key).exists():
                     self._put_away(template.key)
-                landing.rename(self._root / template.key)
-                _sync(self._root)
+                self._landing.land(landing, template.key)
                 reach("template.landed")
         return template
 
@@ -161,45 +160,31 @@ class TemplateStore:
 
     def discard(self, template: Template) -> None:
         """Remove exactly this template, when it is still the one of its key."""
-        with self._locked():
-            present = self.find(template.key)
-            if present is None or present.created_at == template.created_at:
-                reach("template.remove")
-                self._put_away(template.key)
-                reach("template.removed")
-                self._drop_blob(template.base)
+        with self._landing.locked():
+            self._discard(template)
+
+    def _discard(self, template: Template) -> None:
+        present = self.find(template.key)
+        if present is None or present.created_at == template.created_at:
+            reach("template.remove")
+            self._put_away(template.key)
+            reach("template.removed")
+            self._drop_blob(template.base)
 
     def remove(self, refs: Sequence[str]) -> list[Template]:
         """Remove templates by key or prefix and return them. Their disks go with the last member that stands on them.
 
         Raises the error of a single ref, or PartialError after the others of several are done.
         """
-        removed: list[Template] = []
-        failures: dict[str, FleetboxError] = {}
-        for ref in dict.fromkeys(refs):
-            try:
-                template = self._by_ref(ref)
-                self.discard(template)
-                removed.append(template)
-            except FleetboxError as e:
-                failures[ref] = e
-        if len(failures) == len(refs) == 1:
-            raise failures[refs[0]]
-        if failures:
-            raise PartialError(f"{len(failures)} of {len(refs)} templates were not removed", failures)
-        return removed
+        with self._landing.locked():
+            return each_of(refs, self._remove, "template", "removed")
 
-    def _by_ref(self, ref: str) -> Template:
-        found = [t for t in self.templates() if _PREFIX.fullmatch(ref) and t.key.startswith(ref)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise AmbiguousError(
-                f"several templates begin with {ref}",
-                why=", ".join(t.key[:16] for t in found),
-                hint="give more digits",
-            )
-        raise NotFoundError(f"there is no template {ref!r}", hint="`fleetbox template ls` lists the templates")
+    def _remove(self, ref: str) -> Template:
+        template = the_one(ref, self.templates(), "template", lambda t: t.key)
+        if template is None:
+            raise NotFoundError(f"there is no template {ref!r}", hint="`fleetbox template ls` lists the templates")
+        self._discard(template)
+        return template
 
     def forget_image(self, digest: str) -> None:
         """Remove the templates of an image that has been removed."""
@@ -220,15 +205,9 @@ class TemplateStore:
     def sweep(self, *, dry_run: bool) -> list[PruneItem]:
         """Remove what crashed makers left, templates that lack a part, and disks that nothing stands on."""
         items = []
-        with self._locked():
-            for folder in sorted(self._root.glob(f"{_NEW}*")):
-                with self._unless_made(folder.name.removeprefix(_NEW)) as free:
-                    if free:
-                        items.append(PruneItem("template", folder.name, "its making was interrupted", not dry_run))
-                        if not dry_run:
-                            shutil.rmtree(folder, ignore_errors=True)
-            for folder in sorted(self._root.glob(f"{_GONE}*")) if not dry_run else ():
-                shutil.rmtree(folder, ignore_errors=True)
+        with self._landing.locked():
+            interrupted = self._landing.collect(dry_run=dry_run)
+            items += [PruneItem("template", name, "its making was interrupted", not dry_run) for name in interrupted]
             for key in self._keys():
                 reason = self._fault(key)
                 if reason:
@@ -236,7 +215,15 @@ class TemplateStore:
                     if not dry_run:
                         self._put_away(key)
             items += self._sweep_blobs(dry_run)
+            self._sweep_locks()
         return items
+
+    def _sweep_locks(self) -> None:
+        """Remove the locks of makers that are gone."""
+        for path in self._root.glob(".*.lock"):
+            lock = HolderLock.take(path)
+            if lock is not None:
+                lock.release(remove=True)
 
     def _fault(self, key: str) -> str:
         """Why the template of that key is none, empty when it is one."""
@@ -261,10 +248,9 @@ class TemplateStore:
 
     def _put_away(self, key: str) -> None:
         """Take a template out of sight in one step, then delete it."""
-        gone = self._root / f"{_GONE}{key[:12]}-{time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):
-            (self._root / key).rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = self._landing.take_out(key)
+        if gone is not None:
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _drop_blob(self, digest: str) -> None:
         if not digest:
@@ -293,40 +279,3 @@ class TemplateStore:
 
     def _lock_of(self, key: str) -> Path:
         return self._root / f".{key}.lock"
-
-    @contextlib.contextmanager
-    def _unless_made(self, key: str) -> Iterator[bool]:
-        """Whether nobody is making the template of that key; nobody begins to meanwhile."""
-        lock = HolderLock.take(self._lock_of(key))
-        try:
-            yield lock is not None
-        finally:
-            if lock is not None:
-                lock.release(remove=True)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        with disk_errors("the templates cannot be changed"):
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self._blobs / ".templates.lock", timeout=_LOCK_TIMEOUT_S)
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise ConflictError(
-                    "the template store is locked",
-                    why=f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s",
-                    hint=f"see who has {lock.lock_file} open",
-                ) from None
-        try:
-            yield
-        finally:
-            lock.release()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ import pytest
 from fleetbox import paths
 from fleetbox.errors import AmbiguousError, ConflictError, NotFoundError, PartialError, RecordError
 from fleetbox.holder.images.store import ImageRecord, ImageStore
+from fleetbox.identity import ProcessIdentity, this_maker
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
 from fleetbox.specs import MemberSpec
@@ -182,6 +183,8 @@ def test_a_crashed_maker_s_folder_is_swept_and_a_live_one_s_is_not(store: ImageS
         dead = paths.images_dir() / ".new-dead"
         dead.mkdir()
         (dead / "disk.raw").write_bytes(b"x")
+        ended = msgspec.structs.replace(this_maker(), process=ProcessIdentity(1, 1, "another-boot", "python"))
+        (dead / ".maker").write_bytes(msgspec.json.encode(ended))
         assert store.sweep(dry_run=True) == ["unfinished image .new-dead"]
         assert dead.exists()
         store.sweep()
@@ -228,7 +231,7 @@ def test_the_data_folder_can_be_moved(store: ImageStore, tmp_path: Path, monkeyp
 
 def test_a_second_process_waits_for_the_store(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     put(store, b"one", "a")
-    monkeypatch.setattr("fleetbox.holder.images.store._LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("fleetbox.holder.landing._LOCK_TIMEOUT_S", 0.1)
     fd = os.open(paths.images_dir() / ".lock", os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
     try:

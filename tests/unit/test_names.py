@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetbox.errors import UsageError
-from fleetbox.names import Ref, check_label, is_id_prefix, new_id, parse_ref
+from fleetbox.names import Ref, check_label, matching, new_id, parse_ref
 
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
 
@@ -65,14 +65,24 @@ def test_what_is_no_ref_is_refused(text: str) -> None:
         parse_ref(text)
 
 
-def test_ids_are_fresh_and_their_prefixes_are_known() -> None:
+def test_ids_are_fresh() -> None:
     ids = {new_id() for _ in range(100)}
     assert len(ids) == 100
-    for text in ids:
-        assert re.fullmatch("[0-9a-f]{16}", text)
-        assert is_id_prefix(text)
-        assert is_id_prefix(text[:4])
-        assert not is_id_prefix(text[:3])
-        assert not is_id_prefix(text + "0")
-    assert not is_id_prefix("node")
-    assert not is_id_prefix("ABCD")
+    assert all(re.fullmatch("[0-9a-f]{16}", text) for text in ids)
+
+
+def test_what_a_user_means_is_an_id_a_name_or_the_beginning_of_an_id() -> None:
+    things = [("abcd1111", "one"), ("abcd2222", "two"), ("ef001111", "abcd1111x"), ("99990000", "ef00")]
+
+    def meant(text: str, digits: int = 4) -> list[str]:
+        return [name for _, name in matching(text, things, lambda t: t[0], lambda t: (t[1],), digits)]
+
+    assert meant("two") == ["two"]
+    assert meant("abcd1111") == ["one"]
+    assert meant("abcd") == ["one", "two"]
+    assert meant("abcd2") == ["two"]
+    assert meant("ef00") == ["ef00"], "a name comes before the beginning of an id"
+    assert meant("abc") == []
+    assert meant("abcd2", digits=6) == []
+    assert meant("ABCD") == []
+    assert meant("") == []

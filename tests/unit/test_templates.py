@@ -20,7 +20,6 @@ from fleetbox import paths
 from fleetbox.backends.base import Capabilities, Disk
 from fleetbox.backends.host.files.worker import Stop
 from fleetbox.errors import AmbiguousError, NotFoundError
-from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.provision import Provisioner
 from fleetbox.holder.store import write_atomically
 from fleetbox.holder.warm.making import recipe
@@ -291,14 +290,13 @@ def test_a_kill_at_any_moment_of_publishing_leaves_a_whole_template_or_none() ->
 
 
 def test_what_is_being_made_is_not_swept() -> None:
-    paths.templates_dir().mkdir(parents=True)
-    (paths.templates_dir() / f".new-{KEY}").mkdir()
-    lock = HolderLock.take(paths.templates_dir() / f".{KEY}.lock")
-    assert lock is not None
-    assert TemplateStore().sweep(dry_run=False) == []
-    assert (paths.templates_dir() / f".new-{KEY}").exists()
-    lock.release()
-    assert len(TemplateStore().sweep(dry_run=False)) == 1
+    async def scenario() -> None:
+        async with TemplateStore().making(KEY, lambda event: None) as folder:
+            assert TemplateStore().sweep(dry_run=False) == []
+            assert folder.exists()
+            assert [p.name for p in paths.templates_dir().glob(".*.lock")] == [f".{KEY}.lock"]
+
+    asyncio.run(scenario())
     assert left() == set()
 
 

@@ -58,7 +58,7 @@ async def reconcile(host: HostThread, dry_run: bool = False, *, keep: str = "") 
 def _remove_stray_resolvers(dry_run: bool) -> list[str]:
     """Resolvers of this installation whose network has no record: it is written first and removed last."""
     removed = []
-    with network_lock(naming.namespace_inode()):
+    with network_lock(namespaces.network_inode()):
         for folder in sorted(paths.host_dir().glob(f"names/fb{paths.installation_digest()}*")):
             if path_of(folder.name).exists():
                 continue
