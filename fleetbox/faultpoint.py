@@ -5,15 +5,15 @@
 which a test plans one fault (`plan`: a point and an action) and learns what happened:
 
 =========  =============================================================================================
-`plan`     `POINT ACTION`, read anew at every point
+`plan`     `POINT ACTION NUMBER`, read anew at every point
 `trace`    a line `PID POINT` for every point that any process has reached
 `fired`    `PID WHERE` of the one process that did as planned: WHERE is `loop`, `thread` or `task` (below)
 `go`       lets the process that stands at the point go on
 =========  =============================================================================================
 
 The actions: `wait` stands still until `go` is there, so that a test can end any process with this one exactly here;
-`error` raises FleetboxError; a name of errno(3), such as `ENOSPC`, raises that OSError. Only the first process that
-reaches the point does as planned. `reach` stands still where it is called: in the thread of an event loop (`loop`)
+`error` raises FleetboxError; a name of errno(3), such as `ENOSPC`, raises that OSError. Whoever is at the point for the
+NUMBERth time, of all processes together, does as planned, and nobody after. `reach` stands still where it is called: in the thread of an event loop (`loop`)
 nothing else of the process goes on then, elsewhere (`thread`) the rest does. `arrive` is for coroutines (`task`): the
 others go on, and a cancellation strikes right at the point.
 """
@@ -197,10 +197,12 @@ def _strikes(folder: Path, point: str, where: str) -> bool:
     """Whether to wait here; raises the planned error."""
     _append(folder / "trace", f"{os.getpid()} {point}\n")
     try:
-        planned, action = (folder / "plan").read_text().split()
-    except (FileNotFoundError, ValueError):
+        planned, action, number = (folder / "plan").read_text().split()
+    except FileNotFoundError:
         return False
-    if planned != point or not _first(folder / "fired", f"{os.getpid()} {where}\n"):
+    if planned != point or (folder / "trace").read_text().split()[1::2].count(point) < int(number):
+        return False
+    if not _first(folder / "fired", f"{os.getpid()} {where}\n"):
         return False
     if action == "error":
         raise FleetboxError(f"struck at {point}", why="a test has planned it")
