@@ -5,13 +5,13 @@
 which a test plans one fault (`plan`: a point and an action) and learns what happened:
 
 =========  =============================================================================================
-`plan`     `POINT ACTION NUMBER`, read anew at every point
+`plan`     `POINT ACTION NUMBER TOKEN`, read anew at every point
 `trace`    a line `PID POINT` for every point that any process has reached
 `fired`    `PID WHERE` of the one process that did as planned: WHERE is `loop`, `thread` or `task` (below)
-`go`       lets the process that stands at the point go on
+`go.TOKEN` lets the process that stands at the point of this plan go on
 =========  =============================================================================================
 
-The actions: `wait` stands still until `go` is there, so that a test can end any process with this one exactly here;
+The actions: `wait` stands still until `go.TOKEN` is there, so that a test can end any process with this one exactly here;
 `error` raises FleetboxError; a name of errno(3), such as `ENOSPC`, raises that OSError. Whoever is at the point for the
 NUMBERth time, of all processes together, does as planned, and nobody after. `reach` stands still where it is called: in the thread of an event loop (`loop`)
 nothing else of the process goes on then, elsewhere (`thread`) the rest does. `arrive` is for coroutines (`task`): the
@@ -174,17 +174,17 @@ _folder = Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None
 
 def reach(point: str) -> None:
     """Be at a point; raises what a test has planned."""
-    if _folder is not None and _strikes(_folder, point, _thread_kind()):
-        while not (_folder / "go").exists():
+    if _folder is not None and (go := _strikes(_folder, point, _thread_kind())):
+        while not go.exists():
             time.sleep(_POLL_S)
 
 
 async def arrive(point: str) -> None:
     """Be at a point in a coroutine; raises what a test has planned. Without a plan it never lets go of the loop."""
-    if _folder is not None and _strikes(_folder, point, "task"):
+    if _folder is not None and (go := _strikes(_folder, point, "task")):
         from asyncio import sleep
 
-        while not (_folder / "go").exists():  # noqa: ASYNC110 - another process makes it
+        while not go.exists():  # noqa: ASYNC110 - another process makes it
             await sleep(_POLL_S)
 
 
@@ -193,23 +193,23 @@ def _thread_kind() -> str:
     return "loop" if asyncio is not None and asyncio._get_running_loop() is not None else "thread"
 
 
-def _strikes(folder: Path, point: str, where: str) -> bool:
-    """Whether to wait here; raises the planned error."""
+def _strikes(folder: Path, point: str, where: str) -> Path | None:
+    """The file to wait for, if at all; raises the planned error."""
     _append(folder / "trace", f"{os.getpid()} {point}\n")
     try:
-        planned, action, number = (folder / "plan").read_text().split()
+        planned, action, number, token = (folder / "plan").read_text().split()
     except FileNotFoundError:
-        return False
+        return None
     if planned != point or (folder / "trace").read_text().split()[1::2].count(point) < int(number):
-        return False
+        return None
     if not _first(folder / "fired", f"{os.getpid()} {where}\n"):
-        return False
+        return None
     if action == "error":
         raise FleetboxError(f"struck at {point}", why="a test has planned it")
     if action != "wait":
         number = getattr(errno, action)
         raise OSError(number, os.strerror(number), f"({point})")
-    return True
+    return folder / f"go.{token}"
 
 
 def _append(path: Path, line: str) -> None:

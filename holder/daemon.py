@@ -126,7 +126,7 @@ class Daemon:
             reach("holder.left")
         finally:
             self._host.close()
-            if self._store.record is None and not paths.cluster_record(self.cluster).exists():
+            if not paths.cluster_record(self.cluster).exists():
                 shutil.rmtree(paths.cluster_state_dir(self.cluster), ignore_errors=True)
                 with contextlib.suppress(OSError):
                     paths.cluster_data_dir(self.cluster).rmdir()

@@ -24,7 +24,7 @@ from fleetbox.backends.base import VM, Adopts, Backend, Network, Pauses, Restore
 from fleetbox.backends.host import process
 from fleetbox.errors import FleetboxError, MachineError
 from fleetbox.faultpoint import arrive
-from fleetbox.holder.folders import make_folder, remove_folder
+from fleetbox.holder.folders import make_folder, remove_folder, remove_run_files
 from fleetbox.holder.gate import BootGate
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.guest.keys import installation_key
@@ -383,4 +383,5 @@ async def erase(cluster: str, record: MemberRecord) -> None:
     await arrive("member.erase")
     await remove_folder(Path(record.folder))
     await arrive("member.erased")
+    remove_run_files(cluster, record.name)
     await asyncio.to_thread(hostkeys.remove_known_host, cluster, record.name)

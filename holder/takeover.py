@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from fleetbox import paths
 from fleetbox.faultpoint import arrive
-from fleetbox.holder.folders import remove_folder
+from fleetbox.holder.folders import remove_folder, remove_run_files
 from fleetbox.holder.images.library import ImageLibrary
 from fleetbox.holder.members import Members, erase
 from fleetbox.holder.orphans import end_machine, end_process, find_orphans, has_machine
@@ -36,6 +36,7 @@ async def take_over(
         log.warning("%s %d runs a machine that no record names: ended", orphan.program, orphan.pid)
         await end_process(orphan)
     await remove_folder(paths.member_dir(cluster, TEMPLATE_NAME))
+    remove_run_files(cluster, TEMPLATE_NAME)
     if record is None:
         return
     for member in record.members.values():
@@ -49,9 +50,11 @@ async def take_over(
     for member in list(store.current.members.values()):
         # What an interrupted restore has left of the machine in the other slot, which was an orphan.
         await asyncio.to_thread(remove_slot, member, 1 - member.slot)
+        remove_run_files(cluster, member.name, 1 - member.slot)
         if members is not None:
             await members.network.detach(member.name, 1 - member.slot)
         if members is None or member.name not in members.machines:
+            remove_run_files(cluster, member.name)
             error = member.error or _how_it_ended(member)
             store.change_member(member.name, state=MemberState.STOPPED, handle=None, error=error)
     await arrive("takeover.commit")

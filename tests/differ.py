@@ -31,6 +31,7 @@ Facts = frozenset[tuple[str, str]]
 _UNTOLD = re.compile(r"(.*/)?(\.lock|\.templates\.lock|[^/]*\.lock|.*\.log(\.\d+)?|events[^/]*)|cache/(verified|kvm|downloads)(/.*)?")
 _CONTENT = re.compile(r"(.*/)?(disk(\.1)?\.(raw|qcow2)|state|memory|fixture-\d+\.img)|data/blobs/.*|data/keys/.*")
 _ID = re.compile(r"\b[0-9a-f]{16}\b")
+_DIGESTS: dict[str, str] = {}  # of `cluster digest`, by which the files of a machine are named, the member
 _TEMPORARY = re.compile(r"(\.(?:new|gone)-)[A-Za-z0-9_-]+")
 
 
@@ -41,6 +42,11 @@ def facts(home: Path) -> Facts:
 
 def _all(home: Path) -> Iterator[tuple[str, str]]:
     clusters = [c for c in read_clusters() if isinstance(c, ClusterRecord)]
+    for name in paths.clusters_dir().glob("*"):
+        for member in ("template", *(f"node-{number}" for number in range(1, 10))):
+            for slot in ("", "+1"):
+                digest = hashlib.sha256(f"{name.name}/{member}{slot}".encode()).hexdigest()[:12]
+                _DIGESTS[f"{name.name} {digest}"] = member
     runtime = {paths.cluster_runtime_dir(p.name).name: p.name for p in paths.clusters_dir().glob("*")}
     runtime |= {paths.cluster_runtime_dir(c.name).name: c.name for c in clusters}
     yield from _processes(home)
@@ -124,10 +130,11 @@ def _place(path: str, runtime: dict[str, str]) -> tuple[str, str]:
             return cluster, path
         case ["run", digest, name] if digest in runtime:
             cluster = runtime[digest]
-            machine = re.fullmatch(r"([a-z0-9-]+?)(?:\+1)?\.(pid|fifo|memory|qmp|log|control|ctl|sock)", name)
+            machine = re.fullmatch(r"([a-z0-9-]+?)(?:\+1)?\.(pid|fifo|memory|qmp|log|control|ctl|sock|con)", name)
             if machine is None or machine[1] == "holder":
                 return cluster, f"run/{cluster}/{name}"
-            return f"{cluster}/{machine[1]}", f"run/{cluster}/{machine[1]}.{machine[2]}"
+            member = _DIGESTS.get(f"{cluster} {machine[1]}") or machine[1]
+            return f"{cluster}/{member}", f"run/{cluster}/{member}.{machine[2]}"
         case ["run", digest] if digest in runtime:
             return runtime[digest], f"run/{runtime[digest]}"
         case ["data" | "cache", "templates" | "snapshots" | "images" | "blobs" as kind, *_]:

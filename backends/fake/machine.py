@@ -55,11 +55,12 @@ class FakeVM:
         self._faults = faults
         self._snapshot = snapshot
         self._given_away = False  # its memory is a template's
-        name = f"{config.member}+{config.slot}" if config.slot else config.member
+        slot = f"+{config.slot}" if config.slot else ""
+        name = f"{config.member}{slot}"
         self._pidfile = config.run_dir / f"{name}.pid"
         self._fifo = config.run_dir / f"{name}.fifo"
         self._memory = config.run_dir / f"{name}.memory"
-        digest = hashlib.sha256(f"{config.name}{name}".encode()).hexdigest()[:12]  # a socket's path has to be short
+        digest = hashlib.sha256(f"{config.name}{slot}".encode()).hexdigest()[:12]  # a socket's path has to be short
         where = Console(paths.checked_socket(config.run_dir / f"{digest}.con"), config.run_dir / f"{digest}.lock")
         self.terminal = FakeConsole(where, config.serial_log, self.guest)
         self._state = State.STOPPED

@@ -40,7 +40,7 @@ def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_point_is_traced_and_only_the_planned_one_strikes(folder: Path, plan: Plan) -> None:
-    plan("record.written error 1")
+    plan("record.written error 1 a")
     faultpoint.reach("record.write")
     with pytest.raises(FleetboxError, match=r"struck at record\.written"):
         faultpoint.reach("record.written")
@@ -50,7 +50,7 @@ def test_every_point_is_traced_and_only_the_planned_one_strikes(folder: Path, pl
 
 
 def test_a_later_time_can_be_planned(plan: Plan) -> None:
-    plan("record.write error 3")
+    plan("record.write error 3 a")
     faultpoint.reach("record.write")
     faultpoint.reach("record.written")
     faultpoint.reach("record.write")
@@ -59,26 +59,26 @@ def test_a_later_time_can_be_planned(plan: Plan) -> None:
 
 
 def test_errors_of_the_system(plan: Plan) -> None:
-    plan("record.write ENOSPC 1")
+    plan("record.write ENOSPC 1 a")
     with pytest.raises(OSError, match="No space left") as raised:
         faultpoint.reach("record.write")
     assert raised.value.errno == errno.ENOSPC
 
 
 def test_a_thread_waits_until_it_may_go(folder: Path, plan: Plan) -> None:
-    plan("record.write wait 1")
+    plan("record.write wait 1 a")
     thread = threading.Thread(target=faultpoint.reach, args=("record.write",))
     thread.start()
     while not (folder / "fired").exists():
         pass
     assert thread.is_alive()
-    (folder / "go").touch()
+    (folder / "go.a").touch()
     thread.join(60)
     assert not thread.is_alive()
 
 
 def test_a_task_waits_and_is_cancelled_at_the_point(folder: Path, plan: Plan) -> None:
-    plan("record.write wait 1")
+    plan("record.write wait 1 a")
 
     async def main() -> None:
         task = asyncio.create_task(faultpoint.arrive("record.write"))
@@ -93,7 +93,7 @@ def test_a_task_waits_and_is_cancelled_at_the_point(folder: Path, plan: Plan) ->
 
 
 def test_code_on_the_loop_says_that_it_blocks_it(folder: Path, plan: Plan) -> None:
-    plan("record.write error 1")
+    plan("record.write error 1 a")
 
     async def main() -> None:
         faultpoint.reach("record.write")

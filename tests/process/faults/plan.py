@@ -34,6 +34,7 @@ class Plan:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._token = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -43,7 +44,7 @@ class Plan:
         """Plan a fault for the `number`th time that the point is reached from now on; forget the one before."""
         assert point in faultpoint.POINTS
         self.clear()
-        (self.folder / "plan.new").write_text(f"{point} {action} {number}")
+        (self.folder / "plan.new").write_text(f"{point} {action} {number} {self._token}")
         (self.folder / "plan.new").rename(self.folder / "plan")
 
     def clear(self) -> None:
@@ -52,11 +53,11 @@ class Plan:
         self.go()
         (self.folder / "trace").unlink(missing_ok=True)
         (self.folder / "fired").unlink(missing_ok=True)
-        (self.folder / "go").unlink()
+        self._token += 1
 
     def go(self) -> None:
         """Let the process that stands at the point go on."""
-        (self.folder / "go").touch()
+        (self.folder / f"go.{self._token}").touch()
 
     def fired(self) -> Fired | None:
         """Who did as planned, None when nobody has yet."""
