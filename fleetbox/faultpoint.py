@@ -11,11 +11,11 @@ which a test plans one fault (`plan`: a point and an action) and learns what hap
 `go.TOKEN` lets the process that stands at the point of this plan go on
 =========  =============================================================================================
 
-The actions: `wait` stands still until `go.TOKEN` is there, so that a test can end any process with this one exactly here;
-`error` raises FleetboxError; a name of errno(3), such as `ENOSPC`, raises that OSError. Whoever is at the point for the
-NUMBERth time, of all processes together, does as planned, and nobody after. `reach` stands still where it is called: in the thread of an event loop (`loop`)
-nothing else of the process goes on then, elsewhere (`thread`) the rest does. `arrive` is for coroutines (`task`): the
-others go on, and a cancellation strikes right at the point.
+The actions: `wait` stands still until `go.TOKEN` is there, so that a test can end any process with this one exactly
+here; `error` raises FleetboxError; a name of errno(3), such as `ENOSPC`, raises that OSError. Whoever is at the point
+for the NUMBERth time, of all processes together, does as planned, and nobody after. `reach` stands still where it is
+called: in the thread of an event loop (`loop`) nothing else of the process goes on then, elsewhere (`thread`) the rest
+does. `arrive` is for coroutines (`task`): the others go on, and a cancellation strikes right at the point.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ def main() -> int:
     if args.detach and os.fork():  # before any import that could start a thread
         os._exit(0)
     isolation = _isolation(args.cluster) if args.network == "private" else None  # likewise
-    from fleetbox.errors import FleetboxError
+    from fleetbox.errors import FleetboxError, HostError
     from fleetbox.holder.daemon import Daemon
     from fleetbox.names import check_label
 
@@ -36,9 +37,11 @@ def main() -> int:
     )
 
     def ready(said: dict[str, object]) -> None:
-        if args.ready_fd is not None:
-            os.write(args.ready_fd, json.dumps(said).encode() + b"\n")
-            os.close(args.ready_fd)
+        fd, args.ready_fd = args.ready_fd, None
+        if fd is not None:
+            with contextlib.suppress(BrokenPipeError):  # the starter has gone: whoever comes next finds us
+                os.write(fd, json.dumps(said).encode() + b"\n")
+            os.close(fd)
 
     async def serve() -> None:
         daemon = Daemon(check_label(args.cluster, "cluster name"), isolation)
@@ -50,7 +53,8 @@ def main() -> int:
     os.umask(0o077)
     try:
         asyncio.run(serve())
-    except FleetboxError as e:
+    except (FleetboxError, OSError) as error:
+        e = error if isinstance(error, FleetboxError) else HostError("the holder cannot go on", why=str(error))
         logging.getLogger(__name__).error("%s", e)  # noqa: TRY400 - the error explains itself
         ready({"error": e.to_wire()})
         return e.exit_code

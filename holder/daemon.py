@@ -106,23 +106,24 @@ class Daemon:
             await self._orchestrator.take_over()
             await asyncio.to_thread(self._clear)
             paths.private_dir(paths.cluster_runtime_dir(self.cluster))
-            with contextlib.closing(bind(socket_path)) as listening:
-                reach("holder.bound")
-                process = identify(os.getpid())
-                assert process is not None
-                paths.holder_pidfile(self.cluster).write_text(f"{process.pid}\n")
-                lock.announce(HolderRecord(process, str(socket_path), __version__, wire.PROTOCOL))
-                reach("holder.announced")
-                dial = DialServer(bind(dial_path), self._host)
-                try:
-                    await self._serve(listening, ready)
-                finally:
-                    await dial.close()
-            reach("holder.silent")
-            dial_path.unlink(missing_ok=True)
-            socket_path.unlink(missing_ok=True)
-            paths.holder_pidfile(self.cluster).unlink(missing_ok=True)
-            await asyncio.to_thread(self._clear)
+            try:
+                with contextlib.closing(bind(socket_path)) as listening:
+                    reach("holder.bound")
+                    process = identify(os.getpid())
+                    assert process is not None
+                    paths.holder_pidfile(self.cluster).write_text(f"{process.pid}\n")
+                    lock.announce(HolderRecord(process, str(socket_path), __version__, wire.PROTOCOL))
+                    reach("holder.announced")
+                    dial = DialServer(bind(dial_path), self._host)
+                    try:
+                        await self._serve(listening, ready)
+                    finally:
+                        await dial.close()
+                reach("holder.silent")
+            finally:
+                for path in (dial_path, socket_path, paths.holder_pidfile(self.cluster)):
+                    path.unlink(missing_ok=True)
+                await asyncio.to_thread(self._clear)
             reach("holder.left")
         finally:
             self._host.close()

@@ -92,7 +92,10 @@ async def _image(verb: str, request: dict[str, Any], emit: Emit) -> Any:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
-    call = msgspec.json.decode(await asyncio.to_thread(sys.stdin.buffer.readline), type=Call)
+    asked = await asyncio.to_thread(sys.stdin.buffer.readline)
+    if not asked.endswith(b"\n"):
+        return  # the caller has gone before it had said what it wants
+    call = msgspec.json.decode(asked, type=Call)
     operation = Operation(call.operation, _work(call))
     loop.add_signal_handler(signal.SIGINT, operation.cancel)
     loop.add_signal_handler(signal.SIGTERM, operation.cancel)

@@ -268,6 +268,7 @@ class Members:
                 if name in self.machines:  # interrupted, or it cannot be ended: it runs on
                     machine.wanted_end = False
                     self._store.change_member(name, state=MemberState.RUNNING)
+                    await self._commit_if_possible()
                 raise
             await machine.watcher
 
@@ -346,8 +347,9 @@ class Members:
             self._store.change_member(name, state=MemberState.STOPPED, handle=None, error=error or record.error)
         await self._commit_if_possible()
 
-    async def drop(self, name: str) -> None:
-        self._store.drop_member(name)
+    async def drop(self, *names: str) -> None:
+        for name in names:
+            self._store.drop_member(name)
         await self._commit_if_possible()
 
     async def _commit_if_possible(self) -> None:

@@ -170,3 +170,15 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
             assert caller is not None
             caller.uncancel()
     return task.result()
+
+
+async def in_thread(function: Callable[..., T], *args: object) -> T:
+    """Do blocking work on files in a thread. Whoever is cancelled waits for it: it cannot be stopped, and what it makes
+    must be there when it is undone.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise

@@ -325,11 +325,11 @@ class Orchestrator:
             await all_of({n: start(n) for n in stopped} | {n: create(n) for n in missing}, "brought up")
         finally:
             # One that was cancelled before its first step had nothing to undo, but its placeholder stands.
-            for name in missing:
-                left = self._store.current.members.get(name)
-                if left is not None and left.state is MemberState.CREATING:
-                    await members.network.release(name)
-                    self._store.drop_member(name)
+            placeholders = [m.name for m in self._store.current.members.values() if m.state is MemberState.CREATING]
+            for name in placeholders:
+                await members.network.release(name)
+            if placeholders:
+                await members.drop(*placeholders)
         return missing
 
     async def _erase(self, member: MemberRecord) -> None:

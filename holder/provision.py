@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from fleetbox.errors import DiskError, HostError, ImageError
 from fleetbox.faultpoint import arrive, reach
 from fleetbox.holder.guest import fixtures, hostkeys
 from fleetbox.holder.guest.seed import Seed, write_seed
+from fleetbox.holder.operations import in_thread
 from fleetbox.identity import this_maker
 from fleetbox.image import Image
 from fleetbox.records import ClusterRecord, MemberRecord, MemberState
@@ -44,7 +44,7 @@ class Provisioner:
         if base is not None:
             await disks.make_disk(base, folder, member.spec.disk_bytes, (base.format,))
         elif image is None:
-            await asyncio.to_thread(_blank_disk, folder / "disk.raw", member.spec.disk_bytes or BLANK_DISK_BYTES)
+            await in_thread(_blank_disk, folder / "disk.raw", member.spec.disk_bytes or BLANK_DISK_BYTES)
         else:
             await disks.make_disk(Path(image.disk), folder, member.spec.disk_bytes, self.capabilities.disk_formats)
         await arrive("member.disk.made")
@@ -58,7 +58,7 @@ class Provisioner:
         for fixture, disk in zip(member.spec.fixtures, packed_fixtures(member), strict=True):
             if fixture.host != NOWHERE:
                 await fixtures.pack(fixture, folder / disk.path.name, disk.serial)
-        await asyncio.to_thread(self.write_seed, member, lease)
+        await in_thread(self.write_seed, member, lease)
         return packed_fixtures(member)
 
     def write_seed(self, member: MemberRecord, lease: Lease) -> None:

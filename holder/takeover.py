@@ -37,6 +37,8 @@ async def take_over(
         await end_process(orphan)
     await remove_folder(paths.member_dir(cluster, TEMPLATE_NAME))
     remove_run_files(cluster, TEMPLATE_NAME)
+    for unfinished in paths.cluster_state_dir(cluster).glob(".*.*"):  # the writing of a record was interrupted
+        unfinished.unlink(missing_ok=True)
     if record is None:
         return
     for member in record.members.values():

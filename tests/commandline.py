@@ -87,7 +87,7 @@ class CommandLines:
         self._server.wait()
         self._folder.cleanup()
 
-    def start(self, *words: str, env: Mapping[str, str] = {}) -> Command:  # noqa: B006 - it is only read
+    def start(self, *words: str, env: Mapping[str, str] = {}) -> Command:
         """Start `fleetbox WORDS` in the present environment, changed by `env`."""
         self._number += 1
         number, output = self._number, Path(self._folder.name) / f"{self._number}"
@@ -98,7 +98,7 @@ class CommandLines:
         pid = self._pids[number]
         return Command(self, pid, output)
 
-    def run(self, *words: str, env: Mapping[str, str] = {}) -> Command:  # noqa: B006 - it is only read
+    def run(self, *words: str, env: Mapping[str, str] = {}) -> Command:
         """Run a command line to its end; it must succeed."""
         command = self.start(*words, env=env)
         code = command.wait()

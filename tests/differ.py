@@ -1,9 +1,9 @@
 """What is on the host of an installation, as facts: processes, links, addresses, nft tables, sockets, files, locks.
 
-A fact is `(group, text)`. The group says what it belongs to: a member (`web/node-1`), a cluster (`web`), or `templates`,
-`snapshots`, `images`, `network` and so on; the text tells no pid, random id or time, so that two states that mean the
-same have the same facts. Files are named with their content where a user owns it (disks, snapshots, images). Locks count
-while they are held: the file of one means nothing.
+A fact is `(group, text)`. The group says what it belongs to: a member (`web/node-1`), a cluster (`web`), or
+`templates`, `snapshots`, `images`, `network` and so on; the text tells no pid, random id or time, so that two states
+that mean the same have the same facts. Files are named with their content where a user owns it (disks, snapshots,
+images). Locks count while they are held: the file of one means nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from tests.home import processes_of
 Facts = frozenset[tuple[str, str]]
 
 # Files that come and go as they like: locks and logs (which say what happened), and caches that cost time only.
-_UNTOLD = re.compile(r"(.*/)?(\.lock|\.templates\.lock|[^/]*\.lock|.*\.log(\.\d+)?|events[^/]*)|cache/(verified|kvm|downloads)(/.*)?")
+_UNTOLD = re.compile(
+    r"(.*/)?(\.lock|\.templates\.lock|[^/]*\.lock|.*\.log(\.\d+)?|events[^/]*)|cache/(verified|kvm|downloads)(/.*)?"
+)
 _CONTENT = re.compile(r"(.*/)?(disk(\.1)?\.(raw|qcow2)|state|memory|fixture-\d+\.img)|data/blobs/.*|data/keys/.*")
 _ID = re.compile(r"\b[0-9a-f]{16}\b")
+_SHELVES = ("data/clusters/", "run/", "state/clusters/")
 _DIGESTS: dict[str, str] = {}  # of `cluster digest`, by which the files of a machine are named, the member
 _TEMPORARY = re.compile(r"(\.(?:new|gone)-)[A-Za-z0-9_-]+")
 
@@ -81,9 +84,7 @@ def outside(found: Facts, *allowed: Facts, whole: bool = False) -> str:
     if whole:
         return "" if any(found == state for state in allowed) else f"like none:\n{difference(allowed[0], found)}"
     strange = [g for g in sorted(names) if all(groups.get(g) != w.get(g) for w in wanted)]
-    return "\n".join(
-        f"{group}:\n{difference(_only(group, allowed[0]), _only(group, found))}" for group in strange
-    )
+    return "\n".join(f"{group}:\n{difference(_only(group, allowed[0]), _only(group, found))}" for group in strange)
 
 
 def _only(group: str, state: Facts) -> Facts:
@@ -155,9 +156,9 @@ def _files(home: Path, runtime: dict[str, str]) -> Iterator[tuple[str, str]]:
                 content = f" {_digest(path)}" if kind == "file" and _CONTENT.fullmatch(relative) else ""
             except FileNotFoundError:
                 continue
-            if kind == "folder" and not relative.startswith(("data/clusters/", "run/", "state/clusters/")):
-                if not any(part.startswith((".new-", ".gone-")) for part in path.parts):
-                    continue  # an empty shelf
+            half_made = any(part.startswith((".new-", ".gone-")) for part in path.parts)
+            if kind == "folder" and not half_made and not relative.startswith(_SHELVES):
+                continue  # an empty shelf
             group, shown = _place(relative, runtime)
             yield group, f"{kind}: {shown} {stat.S_IMODE(info.st_mode):o}{content}"
 
@@ -168,7 +169,9 @@ def _digest(path: Path) -> str:
 
 
 def _locks(home: Path, runtime: dict[str, str]) -> Iterator[tuple[str, str]]:
-    held = {tuple(line.split()[5].split(":")) for line in Path("/proc/locks").read_text().splitlines() if " FLOCK " in line}
+    held = {
+        tuple(line.split()[5].split(":")) for line in Path("/proc/locks").read_text().splitlines() if " FLOCK " in line
+    }
     for path in home.rglob("*"):
         try:
             info = path.lstat()
@@ -189,7 +192,7 @@ def _records() -> Iterator[tuple[str, str]]:
             state = observed_state(member)
             yield (
                 f"{cluster.name}/{member.name}",
-                f"record: {state} {member.ip} {member.mac} image {member.image_digest} warm {member.warm}",
+                f"record: {state} {member.ip} {member.mac} image {member.image_digest}",
             )
 
 

@@ -231,8 +231,15 @@ def spawn_blocking(
             raise _unusable(argv[0], e) from e
     # A child that has ended already is a zombie until we wait for it: its pid cannot have been reused. Its argv is not
     # read back from /proc: Popen returns when exec closes its error pipe, a moment before the kernel has set argv.
-    reach("machine.spawned")
-    pidfd = os.pidfd_open(child.pid)
+    try:
+        reach("machine.spawned")
+        pidfd = os.pidfd_open(child.pid)
+    except BaseException as e:
+        child.kill()
+        child.wait()
+        if isinstance(e, OSError):
+            raise _unusable(argv[0], e) from e
+        raise
     program = Path(argv[0]).name
     identity = identify(child.pid, program) or ProcessIdentity(child.pid, 0, "", program)
     return Process(identity, pidfd, child)

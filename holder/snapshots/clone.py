@@ -22,7 +22,7 @@ from fleetbox.faultpoint import arrive
 from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.guest import fixtures, hostkeys
 from fleetbox.holder.members import Members, with_serial_tail
-from fleetbox.holder.operations import Emit, Steps, together
+from fleetbox.holder.operations import Emit, Steps, in_thread, together
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures
 from fleetbox.holder.snapshots.guest import set_machine_id
 from fleetbox.holder.snapshots.save import ORIGIN, kept_beside
@@ -125,7 +125,7 @@ class Cloning:
         for fixture, disk in zip(record.spec.fixtures, packed_fixtures(record), strict=True):
             if fixture in clone.new_fixtures:
                 await fixtures.pack(fixture, disk.path, disk.serial)
-        await asyncio.to_thread(members.provisioner.write_seed, record, lease)
+        await in_thread(members.provisioner.write_seed, record, lease)
         config = members.provisioner.config(record, clone.image, lease, packed_fixtures(record))
         with steps.step("restore"):
             vm = await backend.restore(config, members.network, clone.folder)

@@ -14,6 +14,7 @@ socket: an old machine never hears or says anything again once a new one runs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -31,7 +32,7 @@ from fleetbox.faultpoint import arrive
 from fleetbox.holder.folders import make_folder, remove_folder
 from fleetbox.holder.guest import hostkeys
 from fleetbox.holder.members import Machine, Members, close_master
-from fleetbox.holder.operations import Emit, Steps, all_of, together, uninterrupted
+from fleetbox.holder.operations import Emit, Steps, all_of, in_thread, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk, packed_fixtures, remove_slot
 from fleetbox.holder.snapshots.guest import bring_up_to_date
 from fleetbox.holder.snapshots.save import kept_beside
@@ -145,7 +146,7 @@ class Restoration:
         if r.now is None:
             undo.callback(hostkeys.remove_known_host, self._store.current.name, r.record.name)
             lease = await self._members.network.reserve(r.record.name, r.record.ip)
-            await asyncio.to_thread(self._members.provisioner.write_seed, r.record, lease)
+            await in_thread(self._members.provisioner.write_seed, r.record, lease)
 
     async def _bring_up(self, r: Return, undo: AsyncExitStack) -> None:
         """The saved machine, paused, with its interface beside the bridge."""
@@ -189,6 +190,8 @@ class Restoration:
                 self._members.replace(name, None)
                 if name in machines:
                     self._members.machines[name] = machines[name]
+            with contextlib.suppress(FleetboxError):  # it may have been replaced before what failed
+                await self._store.commit()
             raise
         return replaced
 

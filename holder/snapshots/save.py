@@ -25,7 +25,7 @@ from fleetbox.errors import HostError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder.guest.hostkeys import KEY_FILE, make_host_key
 from fleetbox.holder.members import Members
-from fleetbox.holder.operations import Emit, Steps, together, uninterrupted
+from fleetbox.holder.operations import Emit, Steps, in_thread, together, uninterrupted
 from fleetbox.holder.provision import disk_in_slot, find_disk
 from fleetbox.holder.snapshots.standstill import pause_all
 from fleetbox.holder.snapshots.store import SnapshotStore, blobs_under
@@ -69,7 +69,7 @@ async def save(
     )
     with store.staging() as folder:
         await arrive("save.staged")
-        await asyncio.to_thread(store.announce, folder, snapshot)
+        await in_thread(store.announce, folder, snapshot)
         await arrive("save.announced")
         disks.free_space_preflight(folder, await asyncio.to_thread(_expected_bytes, members, machines))
         for name in names:
@@ -124,7 +124,7 @@ async def _save_rest(member: MemberRecord, folder: Path, running: Members | None
         await disks.copy_disk(path, folder / path.name)
     if running is not None and member.name in running.machines:
         lease = await running.network.reserve(member.name, member.ip)
-        await asyncio.to_thread(_write_origin, running.provisioner.cluster, member, lease, folder / ORIGIN)
+        await in_thread(_write_origin, running.provisioner.cluster, member, lease, folder / ORIGIN)
 
 
 def _write_origin(cluster: str, member: MemberRecord, lease: Lease, path: Path) -> None:

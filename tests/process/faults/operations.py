@@ -25,7 +25,8 @@ class Operation:
 
     `prepare` brings the installation to where it begins, from wherever the last case left it; `mess`, done before each
     case, leaves something behind that the command is to put in order. `whole`: it happens as a whole or not at all,
-    else member by member. `keeps`: members whose machines run on, whatever happens.
+    else member by member. `afresh`: after an error it may have done without, so that its like is to be done from the
+    beginning. `keeps`: members whose machines run on, whatever happens.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Operation:
     prepare: Callable[[], None]
     mess: Callable[[object], None] | None = None
     whole: bool = False
+    afresh: bool = False
     keeps: tuple[str, ...] = ()
 
 
@@ -137,7 +139,7 @@ OPERATIONS = {
     operation.name: operation
     for operation in (
         Operation("up", said("up", "web", "--members", "2", "--cold"), none),
-        Operation("template", said("up", "web"), none),
+        Operation("template", said("up", "web"), none, afresh=True),
         Operation("add", said("add", "web", "node-3", "--cold"), two, whole=True, keeps=("node-1", "node-2")),
         Operation("clone-template", said("add", "web", "node-3"), two_and_template, keeps=("node-1", "node-2")),
         Operation("start", said("start", "web"), one_stopped, keeps=("node-1",)),

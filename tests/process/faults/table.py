@@ -95,3 +95,61 @@ REACHED = {
     """,
 }
 """Each operation's points, in about their order."""
+
+STRUCK = {
+    "up": """
+        client.start holder.locked holder.loaded holder.bound holder.announced client.started client.request
+        operation.begin cluster.created cluster.network cluster.connected cluster.placeholders client.answered
+        record.write record.replaced cluster.reserved member.create member.launched member.ready operation.done
+        client.ended
+    """,
+    "template": """
+        template.lock template.boot template.booted template.paused template.saved template.land template.disk
+        template.landed member.resume
+    """,
+    "add": """
+        client.answered record.write record.written record.replaced cluster.reserved member.folder member.lease
+        member.disk member.disk.made member.seed member.hostkey member.seed.made member.launch machine.lock
+        machine.attached machine.spawned machine.pidfile member.launched member.recorded member.ready
+        member.finished
+    """,
+    "clone-template": "member.disk.made member.launched member.resume member.resumed member.join member.ready",
+    "start": "member.start member.seed machine.spawned member.launched member.recorded member.ready",
+    "stop": """
+        record.write member.stop member.stopped cluster.disconnect operation.done holder.ending holder.silent
+        holder.left
+    """,
+    "destroy": """
+        member.destroy member.ended member.release member.erase member.erased cluster.abandon record.remove
+        cluster.disconnect holder.left
+    """,
+    "save": """
+        save.staged save.announced save.paused save.memory disk.copy disk.land save.disk save.resumed save.publish
+        save.land save.landed
+    """,
+    "restore": """
+        restore.check disk.copy restore.laid restore.paused machine.spawned restore.up restore.left restore.joined
+        record.write record.written record.replaced restore.committed restore.resumed restore.replaced
+    """,
+    "clone": """
+        clone.reserved disk.copy clone.copied member.seed member.launched member.resume member.resumed member.join
+        clone.made
+    """,
+    "clone-cluster": "cluster.connected clone.reserved clone.copied member.launched clone.made",
+    "snapshot-rm": "client.job client.job.started snapshot.remove snapshot.removed operation.done",
+    "import": "client.job.started image.lock image.staged image.converted image.publish record.write",
+    "pull": "image.download image.downloaded image.converted image.publish image.published",
+    "prune": "prune.cluster member.erase member.erased prune.erased record.remove prune.gone prune.network",
+    "takeover": """
+        holder.locked takeover.orphans takeover.rollback member.erased takeover.network takeover.adopt
+        takeover.adopted takeover.commit holder.bound holder.announced
+    """,
+}
+"""The points where each operation is struck; what several go through alike is not struck in all of them."""
+
+NETWORK_ONLY = {
+    "network.journal", "network.bridge", "network.forwarding", "network.table", "network.rules", "network.resolver",
+    "network.built", "network.tap", "network.tap.made", "network.detach", "network.demolish", "network.demolished",
+    "template.remove", "template.removed",
+}  # fmt: skip
+"""Points that the fake backend never comes to: struck in the host network's own tests and on real machines."""
