@@ -59,7 +59,7 @@ NO_HOLDER = {
 }
 
 
-@pytest.mark.parametrize(("operation", "point", "how", "prune_first"), cases())
+@pytest.mark.parametrize(("operation", "point", "how", "prune_first"), list(cases()))
 def test_nothing_is_lost_and_nothing_is_left(
     benches: At, operation: str, point: str, how: str, prune_first: bool
 ) -> None:
