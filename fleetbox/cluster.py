@@ -222,6 +222,7 @@ class Cluster:
         """
         from fleetbox import wait
 
+        __tracebackhide__ = True
         wait.wait_for_all(self.members, wait.all_of(*strategies), timeout_s=timeout_s)
 
     def exec(self, command: str, *, timeout_s: float | None = None, check: bool = False) -> dict[str, SSHResult]:

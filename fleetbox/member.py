@@ -144,7 +144,7 @@ class Member:
         Raises MachineError when the member is not running.
 
         >>> with member.connection() as connection:                     # doctest: +GUEST
-        ...     connection.run("hostname", hide=True).stdout
+        ...     connection.run("hostname", hide=True, in_stream=False).stdout
         'node-1\\n'
         """
         import fabric
@@ -204,6 +204,7 @@ class Member:
         """
         from fleetbox import wait
 
+        __tracebackhide__ = True
         wait.wait_for(self, wait.all_of(*strategies), timeout_s=timeout_s)
 
     def ssh(self, command: str, *, timeout_s: float | None = None, check: bool = False) -> SSHResult:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fleetbox import seriallog
-from fleetbox.errors import FleetboxError, PartialError, TimedOut, UsageError
+from fleetbox.errors import FleetboxError, MachineError, PartialError, TimedOut, UsageError
 from fleetbox.inotify import FileWatch
 from fleetbox.timeouts import DEFAULT_LIMIT_S, stretch, timeout_scale
 from fleetbox.watch import LINE_LIMIT_BYTES, PAUSE_S, SSH_FAILED, Cancelled, MachineEnded, Watch
@@ -63,15 +63,20 @@ def wait_for(member: Member, strategy: Strategy, *, timeout_s: float = 0.0) -> N
 
     Raises TimedOut with what was seen last, MachineError when the machine does not run or ends meanwhile.
     """
+    __tracebackhide__ = True  # for pytest, here and in the methods that call this
     if timeout_s < 0:
         raise UsageError(f"cannot wait for {timeout_s:g} s", hint="a time limit is a number of seconds above 0")
     limit_s = timeout_s or DEFAULT_LIMIT_S * stretch(member.cluster_record.accelerator)
     with Watch(member, limit_s * timeout_scale(), str(strategy)) as watch:
-        strategy.wait_on(watch)
+        try:
+            strategy.wait_on(watch)
+        except MachineError as e:
+            raise e.with_traceback(None)  # noqa: B904 - how the wait was made would only hide what was waited for
 
 
 def wait_for_all(members: Sequence[Member], strategy: Strategy, *, timeout_s: float = 0.0) -> None:
     """`wait_for` on several members at once. Raises the error of the one that failed, PartialError for several."""
+    __tracebackhide__ = True
     failures: dict[str, FleetboxError] = {}
     with concurrent.futures.ThreadPoolExecutor(max(1, len(members))) as pool:
         waits = {member.ref: pool.submit(wait_for, member, strategy, timeout_s=timeout_s) for member in members}

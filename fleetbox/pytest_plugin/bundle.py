@@ -50,7 +50,8 @@ JOURNAL = "sudo journalctl --boot --no-pager --output=short-precise"
 
 def write_bundle(folder: Path, clusters: Sequence[FleetCluster], what: str) -> None:
     """Write everything there is into a folder that exists."""
-    (folder / "failure.txt").write_text("\n".join([what, "", *(line for c in clusters for line in _summary(c))]))
+    lines = [what, "", *(line for cluster in clusters for line in _summary(cluster))]
+    (folder / "failure.txt").write_text("\n".join(lines) + "\n")
     for cluster in clusters:
         inside = folder / cluster.name
         inside.mkdir()

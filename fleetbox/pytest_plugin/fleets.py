@@ -193,7 +193,7 @@ def ctrl_c_ends_the_run() -> Iterator[None]:
 def fail(error: FleetboxError) -> NoReturn:
     """Fail the test with the error as users know it, without frames of ours."""
     __tracebackhide__ = True
-    pytest.fail(told(error), pytrace=False)
+    raise pytest.fail.Exception(told(error), pytrace=False) from None
 
 
 def told(error: FleetboxError) -> str:

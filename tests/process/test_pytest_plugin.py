@@ -221,6 +221,7 @@ def test_a_cluster_that_cannot_be_made_is_a_failure_with_a_bundle(project: Proje
     assert "fleetbox: " in output
     assert "node-2" in output
     assert "Traceback" not in output
+    assert "During handling" not in output
     assert "fleets.py" not in output, "no frame of ours"
     texts = [p.read_text() for p in project.folder.glob("fleetbox-failures/run-*/*/failure.txt")]
     assert len(texts) == 2

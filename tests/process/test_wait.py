@@ -295,3 +295,11 @@ def test_every_member_of_a_cluster_is_waited_for(
     with pytest.raises(PartialError) as raised:
         cluster.wait_for(wait.log("never"), timeout_s=SOON_S)
     assert set(raised.value.failures) == {"web/node-1", "web/node-2"}
+
+
+def test_an_error_shows_where_it_was_waited_and_no_frame_within(member: fleetbox.Member) -> None:
+    with pytest.raises(TimedOut) as raised:
+        member.wait_for(wait.log("never"), timeout_s=SOON_S)
+    assert [entry.name for entry in raised.traceback.filter(raised)] == [
+        "test_an_error_shows_where_it_was_waited_and_no_frame_within"
+    ]
