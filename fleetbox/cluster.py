@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fleetbox import names as naming
 from fleetbox.errors import FleetboxError, HolderEnding, HostError, MachineError, PartialError, RecordError
 from fleetbox.events import LoggedEvent, events
-from fleetbox.identity import ProcessIdentity, identify, is_alive
+from fleetbox.identity import is_alive, this_process
 from fleetbox.member import Member, OnEvent, SSHResult
 from fleetbox.records import (
     ClusterRecord,
@@ -23,8 +22,8 @@ from fleetbox.records import (
     read_cluster,
     read_clusters,
 )
-from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image, check_member_spec, member_names
-from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request, SpecChange, TargetsRequest, UpRequest
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode, check_member_spec, member_names
+from fleetbox.wire import AddRequest, ClusterStatistics, ClusterStatus, Request, TargetsRequest, UpRequest, spec_change
 
 if TYPE_CHECKING:
     from fleetbox.timeline import Timeline
@@ -251,6 +250,16 @@ class Cluster:
             raise PartialError(f"{command!r} failed on {', '.join(failures)}", failures)
         return results
 
+    def ssh_config(self) -> str:
+        """Its members as a configuration of OpenSSH, for ssh, scp, rsync and Ansible (`fleetbox ssh-config`).
+
+        >>> cluster.ssh_config().count("HostKeyAlias")
+        3
+        """
+        from fleetbox import ssh
+
+        return ssh.configuration([self.record])[0]
+
     def enter_argv(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a program of this host on the cluster's network (`fleetbox enter`). Where that is
         the host's network, the program's own.
@@ -289,27 +298,6 @@ def _await_end(holder: HolderRecord | None, limit_s: float = 20.0) -> None:
     deadline = time.monotonic() + limit_s
     while holder is not None and is_alive(holder.process) and time.monotonic() < deadline:
         time.sleep(0.005)
-
-
-def spec_change(
-    image: str | None,
-    cpus: int | None,
-    memory_bytes: int | None,
-    disk_bytes: int | None,
-    fixtures: Sequence[Fixture] | None,
-    boot: str | None,
-    kernel: str | None,
-) -> SpecChange:
-    """What was said about members, as requests carry it."""
-    return SpecChange(
-        image=None if image is None else absolute_image(image),
-        cpus=cpus,
-        memory_bytes=memory_bytes,
-        disk_bytes=disk_bytes,
-        fixtures=None if fixtures is None else tuple(fixtures),
-        boot=boot,
-        kernel=kernel,
-    )
 
 
 def up(
@@ -372,13 +360,6 @@ def up(
     )
     cluster._run("up", request, on_event)
     return cluster
-
-
-def this_process() -> ProcessIdentity:
-    """Who a bound cluster belongs to: the calling process, whatever it calls itself meanwhile."""
-    identity = identify(os.getpid(), program="")
-    assert identity is not None
-    return identity
 
 
 def clusters() -> list[Cluster]:

@@ -63,6 +63,13 @@ def identify(pid: int, program: str | None = None) -> ProcessIdentity | None:
     return ProcessIdentity(pid, found[1], boot_id(), program if program is not None else _program(pid))
 
 
+def this_process() -> ProcessIdentity:
+    """Who a bound cluster belongs to: the calling process, whatever it calls itself meanwhile."""
+    identity = identify(os.getpid(), program="")
+    assert identity is not None
+    return identity
+
+
 def is_alive(identity: ProcessIdentity | None) -> bool:
     """Whether exactly this process still runs."""
     if identity is None or identity.boot_id != boot_id():

@@ -15,8 +15,9 @@ from typing import Any, TextIO
 import msgspec
 
 from fleetbox import names as naming
-from fleetbox.cluster import Cluster, spec_change, this_process
+from fleetbox.cluster import Cluster
 from fleetbox.errors import ConflictError, FleetboxError, SnapshotError, UsageError, from_wire
+from fleetbox.identity import this_process
 from fleetbox.job import run_job
 from fleetbox.member import Member
 from fleetbox.records import cluster_names
@@ -24,7 +25,7 @@ from fleetbox.refs import resolve
 from fleetbox.snapshot import Snapshot
 from fleetbox.specs import Fixture, NetworkMode
 from fleetbox.stream import OnEvent
-from fleetbox.wire import CloneRequest, RestoreRequest, SaveRequest
+from fleetbox.wire import CloneRequest, RestoreRequest, SaveRequest, spec_change
 
 Target = str | Cluster | Member
 

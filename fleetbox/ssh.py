@@ -7,6 +7,7 @@ open as a master for `CONTROL_PERSIST_S` seconds, so that the next command costs
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,6 +88,26 @@ def argv(
         member.ip,
         *command,
     ]
+
+
+def configuration(records: Sequence[ClusterRecord]) -> tuple[str, dict[str, list[str]]]:
+    """All members of these clusters as a configuration of OpenSSH, and the names of each by its ref.
+
+    A member is known as `node-1.mycluster.fleetbox` and `node-1.mycluster`, and by its bare name where no other of them
+    has it. One that was never started has no address, and is left out.
+    """
+    bare = Counter(name for record in records for name in record.members)
+    blocks: list[str] = []
+    hosts: dict[str, list[str]] = {}
+    for record in records:
+        for member in record.members.values():
+            if not member.ip:
+                continue
+            names = [host_key_alias(record.name, member.name), f"{member.name}.{record.name}"]
+            names += [member.name] if bare[member.name] == 1 else []
+            hosts[f"{record.name}/{member.name}"] = names
+            blocks.append(config(record, member, names))
+    return "\n".join(["# Members of fleetbox, by `fleetbox ssh-config`.\n", *blocks]), hosts
 
 
 def close_argv(cluster: str, member: str) -> list[str]:

@@ -12,6 +12,7 @@ The protocol's number changes when an older or newer peer could misunderstand; i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from fleetbox.errors import FleetboxError, UsageError, from_wire
 from fleetbox.identity import ProcessIdentity
 from fleetbox.records import ClusterRecord
-from fleetbox.specs import Fixture, MemberSpec, NetworkMode
+from fleetbox.specs import Fixture, MemberSpec, NetworkMode, absolute_image
 from fleetbox.usage import Statistics
 
 PROTOCOL = 2
@@ -100,6 +101,27 @@ class SpecChange(Request, frozen=True):
             return msgspec.convert(msgspec.structs.asdict(base) | changes, MemberSpec)
         except msgspec.ValidationError as e:
             raise UsageError("a member cannot be made like that", why=str(e)) from e
+
+
+def spec_change(
+    image: str | None,
+    cpus: int | None,
+    memory_bytes: int | None,
+    disk_bytes: int | None,
+    fixtures: Sequence[Fixture] | None,
+    boot: str | None,
+    kernel: str | None,
+) -> SpecChange:
+    """What was said about members, as requests carry it."""
+    return SpecChange(
+        image=None if image is None else absolute_image(image),
+        cpus=cpus,
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
+        fixtures=None if fixtures is None else tuple(fixtures),
+        boot=boot,
+        kernel=kernel,
+    )
 
 
 class UpRequest(Request, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Annotated
 
 import typer
@@ -37,18 +36,7 @@ def ssh_config(
     """
     scope = cluster or settings.scope
     records = [_record(scope, settings)] if scope else [r for r in read_clusters() if isinstance(r, ClusterRecord)]
-    bare = Counter(name for record in records for name in record.members)
-    blocks: list[str] = []
-    hosts: dict[str, list[str]] = {}
-    for record in records:
-        for member in record.members.values():
-            if not member.ip:
-                continue  # never started
-            names = [ssh.host_key_alias(record.name, member.name), f"{member.name}.{record.name}"]
-            names += [member.name] if bare[member.name] == 1 else []
-            hosts[f"{record.name}/{member.name}"] = names
-            blocks.append(ssh.config(record, member, names))
-    text = "\n".join(["# Members of fleetbox, by `fleetbox ssh-config`.\n", *blocks])
+    text, hosts = ssh.configuration(records)
     return Output("ssh-config", {"config": text, "hosts": hosts}, [text.rstrip("\n")])
 
 
