@@ -34,7 +34,7 @@ def main() -> None:
             lambda: run(sys.executable, str(minimal)),
             lambda: run(FLEETBOX, "ls"),
             lambda: run(FLEETBOX, "version"),
-            lambda: run(FLEETBOX, "__complete", "fleetbox", "ssh", "node"),
+            lambda: run(FLEETBOX, "__complete", "ssh", "one/node"),
             lambda: run(FLEETBOX, "status", "one"),
         )
     minimal.unlink()

@@ -11,11 +11,9 @@ Names are imported when they are first used: `import fleetbox` itself costs noth
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
-
 from fleetbox._version import __version__
 
+TYPE_CHECKING = False  # as `typing` has it: importing that would cost completion milliseconds
 if TYPE_CHECKING:
     from fleetbox import holders, host, images, snapshots, templates, wait
     from fleetbox.cluster import Cluster, clusters, up
@@ -77,6 +75,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     if name in ("holders", "host", "images", "snapshots", "templates", "wait"):
         return importlib.import_module(f"fleetbox.{name}")
     if name in _HOME:

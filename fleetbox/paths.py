@@ -1,7 +1,7 @@
 """Every path that fleetbox uses, made here and nowhere else (design §4).
 
 `FLEETBOX_HOME=DIR` puts everything under one root: `DIR/{data,state,cache,run}`. Otherwise the XDG base directories
-apply, through platformdirs. A unix socket's path is at most 107 bytes long on Linux (`sun_path`), so the runtime
+apply (`fleetbox.roots`). A unix socket's path is at most 107 bytes long on Linux (`sun_path`), so the runtime
 folder of a cluster carries a short digest instead of its name.
 """
 
@@ -14,39 +14,13 @@ import stat
 from pathlib import Path
 
 from fleetbox.errors import HostError
+from fleetbox.roots import root
 
 SOCKET_PATH_MAX = 107
 
 
-def home_override() -> Path | None:
-    """The folder that `FLEETBOX_HOME` names, or None."""
-    value = os.environ.get("FLEETBOX_HOME")
-    return Path(value).absolute() if value else None
-
-
 def _root(kind: str) -> Path:
-    home = home_override()
-    if home is not None:
-        return home / kind
-    import platformdirs
-
-    dirs = platformdirs.PlatformDirs("fleetbox", appauthor=False)
-    return {
-        "data": dirs.user_data_path,
-        "state": dirs.user_state_path,
-        "cache": dirs.user_cache_path,
-        "run": _runtime_root(),
-    }[kind]
-
-
-def _runtime_root() -> Path:
-    # platformdirs falls back to /tmp or /var/run as it finds them; a socket needs one predictable private place.
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and Path(base).is_dir():
-        return Path(base) / "fleetbox"
-    if os.geteuid() == 0:
-        return Path("/run/fleetbox/0")
-    return Path(f"/tmp/fleetbox-{os.geteuid()}")  # noqa: S108 - private_dir() checks owner and mode
+    return Path(root(kind))
 
 
 def data_dir() -> Path:

@@ -34,6 +34,7 @@ ENTRIES = {
     "holder": Entry(_V + "holder:holder", "List and restart clusters' holders.", _HOST),
     "prune": Entry(_V + "host:prune", "Remove what nobody owns any more.", _HOST),
     "doctor": Entry(_V + "host:doctor", "Check whether this host can run machines.", _HOST),
+    "completion": Entry(_V + "completion:completion", "Complete words in bash, zsh and fish.", _HOST),
     "version": Entry(_V + "version:version", "Show the version.", _HOST),
 }
 

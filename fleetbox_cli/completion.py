@@ -1,24 +1,30 @@
 """Completion for all shells: `fleetbox __complete WORD… CURRENT` prints `value<TAB>help` lines.
 
-The shells' own scripts only hand the words over. What the command line looks like comes from `grammar`, which is
-generated, so that neither Typer nor a verb is loaded; names come from records on disk, and no holder is started.
+The shells' own scripts (`shells`) only hand the words over. What the command line looks like comes from `grammar`,
+which is generated; names come from records on disk, as they stand, and no holder is started. A keypress waits for
+this: neither Typer nor a verb is loaded, nor anything else that takes milliseconds to import.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
 
-from fleetbox_cli.grammar import GRAMMAR, Verb
+from fleetbox.roots import root
+from fleetbox_cli.grammar import GRAMMAR
 
-Candidate = tuple[str, str]
+TYPE_CHECKING = False  # as `typing` has it, which would take longer to import than the rest to run
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fleetbox_cli.grammar import Verb
+
+    Candidate = tuple[str, str]
+
 _GUEST = "COMMAND"
 
 
 def complete(words: Sequence[str]) -> list[str]:
-    """Lines for the last of `words`, which may be empty or half written; nothing where files are meant."""
+    """Lines for the last of `words`, which may be empty or half written; nothing where the shell's files are meant."""
     *before, current = words or [""]
     found = {value: text for value, text in _candidates(before, current) if value.startswith(current)}
     return [f"{value}\t{text}" if text else value for value, text in sorted(found.items())]
@@ -29,10 +35,10 @@ def _candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
     arguments: list[str] = []
     words = iter(before)
     for word in words:
-        if word.startswith("-"):
+        if word.startswith("-") and word != "-":
             kind = options.get(word, "").partition("\t")[0]
             if kind and next(words, None) is None:
-                yield from _values(kind, ())
+                yield from _values(kind, (), current)
                 return
         elif verb["verbs"]:
             if word not in verb["verbs"]:
@@ -47,7 +53,7 @@ def _candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
         yield from ((name, option.partition("\t")[2]) for name, option in options.items())
         return
     yield from ((name, sub["help"]) for name, sub in verb["verbs"].items())
-    yield from _values(_kind(verb, len(arguments)), arguments)
+    yield from _values(_kind(verb, len(arguments)), arguments, current)
 
 
 def _kind(verb: Verb, index: int) -> str:
@@ -58,77 +64,105 @@ def _kind(verb: Verb, index: int) -> str:
     return kinds[-1].removesuffix("...") if kinds and kinds[-1].endswith("...") else ""
 
 
-def _values(kind: str, taken: Sequence[str]) -> Iterator[Candidate]:
+def _values(kind: str, taken: Sequence[str], current: str) -> Iterator[Candidate]:
     if "|" in kind:
         yield from ((choice, "") for choice in kind.split("|"))
     elif source := _SOURCES.get(kind):
-        yield from ((value, help_text) for value, help_text in source() if value not in taken)
+        yield from ((value, text) for value, text in source(current) if value not in taken)
 
 
-def _clusters() -> Iterator[Candidate]:
-    from fleetbox.records import cluster_names
+def _records(folder: str, name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """The records that can be read, with their folder's name; broken ones are for the verbs to report."""
+    import json
 
-    yield from ((name, "cluster") for name in cluster_names())
-
-
-def _refs() -> Iterator[Candidate]:
-    from fleetbox.records import ClusterRecord, observed_state, read_clusters
-
-    records = [entry for entry in read_clusters() if isinstance(entry, ClusterRecord)]
-    scope = os.environ.get("FLEETBOX_CLUSTER")
-    names = [name for record in records for name in record.members]
-    for record in records:
-        yield record.name, "cluster"
-        for member in record.members.values():
-            state = observed_state(member).value
-            yield f"{record.name}/{member.name}", state
-            if names.count(member.name) == 1 or scope == record.name:
-                yield member.name, f"{state}, of {record.name}"
-
-
-def _images() -> Iterator[Candidate]:
-    import msgspec
-
-    from fleetbox import paths
-    from fleetbox.specs import DEFAULT_IMAGE
-
-    yield DEFAULT_IMAGE, "default"
-    for path in paths.images_dir().glob("*/image.json"):
+    try:
+        found = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for entry in found:
         try:
-            record = msgspec.json.decode(path.read_bytes())
-            yield from ((name, record["source"]) for name in record["names"] or [record["digest"][:12]])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a broken record is for `fleetbox image ls` to report
+            with open(f"{folder}/{entry}/{name}", encoding="utf-8") as file:
+                record = json.load(file)
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            yield entry, record
 
 
-def _snapshots() -> Iterator[Candidate]:
-    from fleetbox import paths
-
-    for record in _records(paths.snapshots_dir(), "snapshot.json"):
-        yield str(record.get("name") or record.get("id", "")), f"{record.get('kind')} of {record.get('cluster')}"
-
-
-def _templates() -> Iterator[Candidate]:
-    from fleetbox import paths
-
-    for record in _records(paths.templates_dir(), "template.json"):
-        image = record.get("image") or record.get("backend")
-        yield str(record.get("key", ""))[:12], f"{image}, {record.get('cpus')} cpus"
+def _clusters(current: str) -> Iterator[Candidate]:
+    folder = f"{root('state')}/clusters"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    yield from ((name, "cluster") for name in names if os.path.exists(f"{folder}/{name}/cluster.json"))
 
 
-def _records(folder: Path, name: str) -> Iterator[dict[str, object]]:
-    """The records that can be read; a broken one is for the verbs to report."""
-    import msgspec
-
-    for path in folder.glob(f"[0-9a-f]*/{name}"):
-        with suppress(OSError, ValueError, TypeError):
-            yield msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+def _readable() -> dict[str, dict[str, object]]:
+    """The members of every cluster whose record can be read."""
+    found = _records(f"{root('state')}/clusters", "cluster.json")
+    return {cluster: members for cluster, record in found if isinstance(members := record.get("members"), dict)}
 
 
-_SOURCES: dict[str, Callable[[], Iterator[Candidate]]] = {
+def _members(clusters: dict[str, dict[str, object]], *, end: str = "") -> Iterator[Candidate]:
+    """Every member as CLUSTER/NAME, and by its bare name where that is enough."""
+    scope = os.environ.get("FLEETBOX_CLUSTER")
+    names = [name for members in clusters.values() for name in members]
+    for cluster, members in clusters.items():
+        for name, member in members.items():
+            state = str(member.get("state", "")) if isinstance(member, dict) else ""
+            yield f"{cluster}/{name}{end}", state
+            if names.count(name) == 1 or scope == cluster:
+                yield f"{name}{end}", f"{state}, of {cluster}"
+
+
+def _refs(current: str) -> Iterator[Candidate]:
+    clusters = _readable()
+    yield from ((name, "cluster") for name in clusters)
+    yield from _members(clusters)
+
+
+def _places(current: str) -> Iterator[Candidate]:
+    """What `cp` takes: members with their colon, and files here; what is on a member is not looked at."""
+    yield from _members(_readable(), end=":")
+    folder, slash, _ = current.rpartition("/")
+    try:
+        entries = list(os.scandir(f"{folder}{slash}" or "."))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") and not current.rpartition("/")[2].startswith("."):
+            continue
+        yield f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}", ""
+
+
+def _images(current: str) -> Iterator[Candidate]:
+    yield DEFAULT_IMAGE, "default"
+    for digest, record in _records(f"{root('data')}/images", "image.json"):
+        names = record.get("names")
+        for name in names if isinstance(names, list) and names else [digest[:12]]:
+            yield str(name), str(record.get("source", ""))
+
+
+def _snapshots(current: str) -> Iterator[Candidate]:
+    for name, record in _records(f"{root('data')}/snapshots", "snapshot.json"):
+        if not name.startswith("."):
+            yield str(record.get("name") or name), f"{record.get('kind')} of {record.get('cluster')}"
+
+
+def _templates(current: str) -> Iterator[Candidate]:
+    for key, record in _records(f"{root('cache')}/templates", "template.json"):
+        if not key.startswith("."):
+            yield key[:12], f"{record.get('image') or record.get('backend')}, {record.get('cpus')} cpus"
+
+
+DEFAULT_IMAGE = "debian-12"
+
+_SOURCES: dict[str, Callable[[str], Iterator[Candidate]]] = {
     "CLUSTER": _clusters,
     "REF": _refs,
     "IMAGE": _images,
     "SNAPSHOT": _snapshots,
     "TEMPLATE": _templates,
+    "SRC... DST": _places,
 }

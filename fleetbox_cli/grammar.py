@@ -3,19 +3,20 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
-from typing import TypedDict
+TYPE_CHECKING = False  # nothing is imported: see `completion`
+if TYPE_CHECKING:
+    from typing import TypedDict
 
+    class Verb(TypedDict):
+        """A verb. `options`, beside the common ones, which the root has: name → kind of value, tab, help.
 
-class Verb(TypedDict):
-    """A verb. `options`, beside the common ones, which the root has: name → kind of value, tab, help.
+        `arguments` holds the kind of each, with `...` where it repeats; COMMAND is the guest's own.
+        """
 
-    `arguments` holds the kind of each, with `...` where it repeats; COMMAND is the guest's own.
-    """
-
-    help: str
-    options: dict[str, str]
-    arguments: list[str]
-    verbs: dict[str, Verb]
+        help: str
+        options: dict[str, str]
+        arguments: list[str]
+        verbs: dict[str, Verb]
 
 
 # fmt: off
@@ -31,7 +32,7 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     "ssh": {"help": "Open a shell on a member, or run a command on it.", "options": {"-L": "FORWARD\tForward a port here to there, as in ssh(1).", "-R": "FORWARD\tForward a port there to here.", "-D": "PORT\tA SOCKS proxy on this port.", "-A": "\tForward the SSH agent.", "-t": "None\tGive the command a terminal; twice: in any case.", "-N": "\tRun no command: forward ports only."}, "arguments": ["REF", "COMMAND..."], "verbs": {}},
     "ssh-config": {"help": "Print the members as a configuration of OpenSSH.", "options": {}, "arguments": ["CLUSTER"], "verbs": {}},
     "exec": {"help": "Run a command on all members of a cluster.", "options": {"--fail-fast": "\tEnd the others as soon as one fails."}, "arguments": ["CLUSTER", "COMMAND..."], "verbs": {}},
-    "cp": {"help": "Copy files to, from and between members.", "options": {}, "arguments": ["SRC DST..."], "verbs": {}},
+    "cp": {"help": "Copy files to, from and between members.", "options": {}, "arguments": ["SRC... DST..."], "verbs": {}},
     "enter": {"help": "Run a program of this host on a cluster's network.", "options": {}, "arguments": ["CLUSTER", "COMMAND..."], "verbs": {}},
     "forward": {"help": "Open ports of a member on this host's loopback.", "options": {}, "arguments": ["REF", "PORT:PORT..."], "verbs": {}},
     "logs": {"help": "Show a member's serial console.", "options": {"--follow": "\tGo on until the member stops.", "-f": "\tGo on until the member stops.", "--tail": "N\tOnly the last N lines."}, "arguments": ["REF"], "verbs": {}},
@@ -67,5 +68,9 @@ GRAMMAR: Verb = {"help": "", "options": {"--json": "\tPrint JSON, for programs."
     }},
     "prune": {"help": "Remove what nobody owns any more.", "options": {"--dry-run": "\tOnly say what would be removed.", "--images": "\tAlso images that nothing stands on.", "--templates": "\tAlso templates, which are a cache."}, "arguments": [], "verbs": {}},
     "doctor": {"help": "Check whether this host can run machines.", "options": {"--fix": "\tRepair what can be repaired."}, "arguments": [], "verbs": {}},
+    "completion": {"help": "Complete words in bash, zsh and fish.", "options": {}, "arguments": [], "verbs": {
+        "install": {"help": "Put a shell's script where it looks.", "options": {}, "arguments": ["bash|zsh|fish"], "verbs": {}},
+        "show": {"help": "Print a shell's script.", "options": {}, "arguments": ["bash|zsh|fish"], "verbs": {}},
+    }},
     "version": {"help": "Show the version.", "options": {}, "arguments": [], "verbs": {}},
 }}

@@ -15,7 +15,7 @@ import pytest
 from fleetbox import paths
 from fleetbox_cli.completion import complete
 from fleetbox_cli.generate import files, main
-from tests.cli.conftest import REPOSITORY, write_cluster
+from tests.cli.conftest import REPOSITORY, Run, write_cluster
 
 
 def test_generated_files_are_current(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,15 +125,74 @@ def fleetbox_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
-def test_bash(home: Path, fleetbox_on_path: None) -> None:
+def test_copies_complete_members_and_files(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_cluster("demo", "node-1")
+    write_cluster("other", "node-1", "db")
+    here = tmp_path / "here"
+    (here / "docs").mkdir(parents=True)
+    (here / "data").touch()
+    (here / ".hidden").touch()
+    monkeypatch.chdir(here)
+    assert _values("cp", "d") == ["data", "db:", "demo/node-1:", "docs/"]
+    assert _values("cp", "data", "") == ["db:", "demo/node-1:", "docs/", "other/db:", "other/node-1:"]
+    assert _values("cp", "./") == ["./data", "./docs/"]
+    assert _values("cp", "-", ".") == [".hidden"]
+    assert _values("cp", "db:/etc/") == []  # a guest is not asked
+
+
+def test_the_default_image_is_the_default() -> None:
+    from fleetbox.specs import DEFAULT_IMAGE
+    from fleetbox_cli import completion
+
+    assert completion.DEFAULT_IMAGE == DEFAULT_IMAGE
+
+
+def test_scripts_are_shown_and_installed(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "BASH_COMPLETION_USER_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    places = {
+        "bash": (".local/share/bash-completion/completions/fleetbox", "fleetbox.bash"),
+        "zsh": (".local/share/zsh/site-functions/_fleetbox", "_fleetbox"),
+        "fish": (".config/fish/completions/fleetbox.fish", "fleetbox.fish"),
+    }
+    for shell, (place, file) in places.items():
+        script = (REPOSITORY / "completions" / file).read_text()
+        assert run("completion", "show", shell).stdout == script
+        for _ in range(2):  # repeatable
+            assert run("completion", "install", shell).exit_code == 0
+        assert (tmp_path / place).read_text() == script
+    assert "add this to ~/.zshrc:" in run("completion", "install").stdout
+    assert not (tmp_path / ".zshrc").exists()
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    assert run("completion", "install").exit_code == 2
+    assert run("completion", "show", "tcsh").exit_code == 2
+
+
+def test_bash(home: Path, fleetbox_on_path: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cluster("demo", "node-1")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    Path("a b").touch()
     script = (
         f"source {REPOSITORY}/completions/fleetbox.bash\n"
-        'try() { COMP_WORDS=(fleetbox "$@"); COMP_CWORD=$#; _fleetbox; echo "${COMPREPLY[@]}"; }\n'
-        "try ssh demo/; try image r; try ssh nothing; try up --boot ''\n"
+        "compopt() { :; }\n"
+        'try() { COMP_LINE=$1; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _fleetbox; echo "${COMPREPLY[@]}"; }\n'
+        "try 'fleetbox ssh demo/' fleetbox ssh demo/\n"
+        "try 'fleetbox image r' fleetbox image r\n"
+        "try 'fleetbox ssh nothing' fleetbox ssh nothing\n"
+        "try 'fleetbox up --boot ' fleetbox up --boot ''\n"
+        "try 'fleetbox cp demo/no' fleetbox cp demo/no\n"
+        "try 'fleetbox cp x demo/node-1:' fleetbox cp x demo/node-1 :\n"  # all of it is there: only what follows it
+        "try 'fleetbox cp x demo/node-1:/et' fleetbox cp x demo/node-1 : /et\n"
+        "try 'fleetbox cp a: node' fleetbox cp a : node\n"
+        "try 'fleetbox cp a' fleetbox cp a\n"
     )
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["demo/node-1", "rm", "", "auto direct firmware"]
+    assert done.stdout.splitlines() == [
+        *("demo/node-1", "rm", "", "auto direct firmware", "demo/node-1:", "''", "", "node-1:", "a\\ b"),
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="no fish here")
@@ -151,11 +210,12 @@ def test_fish(home: Path, fleetbox_on_path: None) -> None:
 def test_zsh(home: Path, fleetbox_on_path: None) -> None:
     write_cluster("demo", "node-1")
     script = (
-        "compdef() {}; _files() { print files }; _describe() { print -l ${(P)2} }\n"
+        "compdef() {}; _files() { print files }; _describe() { print -rl ${(P)2} ${@:3} }\n"
         f"source {REPOSITORY}/completions/_fleetbox\n"
         "words=(fleetbox ssh demo/); CURRENT=3; _fleetbox\n"
         "words=(fleetbox logs --tail 5 x); CURRENT=5; _fleetbox\n"
         "words=(fleetbox up --fixture ''); CURRENT=4; _fleetbox\n"
+        "words=(fleetbox cp demo/); CURRENT=3; _fleetbox\n"
     )
     done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["demo/node-1:running", "files", "files"]
+    assert done.stdout.splitlines() == ["demo/node-1:running", "files", "files", r"demo/node-1\::running", "-S"]

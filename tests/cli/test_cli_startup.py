@@ -47,6 +47,18 @@ def test_fast_paths_load_no_typer(home: Path, words: list[str]) -> None:
     assert not loaded & (HEAVY | {"typer", "click"})
 
 
+@pytest.mark.parametrize("words", [["ssh", ""], ["up", "--image", ""], ["restore", "x", ""], ["cp", ""], [""]])
+def test_completion_loads_next_to_nothing(home: Path, words: list[str]) -> None:
+    write_cluster("demo", "node-1")
+    loaded = _imported("__complete", *words)
+    ours = {m for m in loaded if m.startswith("fleetbox")}
+    assert ours == {
+        *("fleetbox", "fleetbox._version", "fleetbox.roots"),
+        *("fleetbox_cli", "fleetbox_cli.__main__", "fleetbox_cli.completion", "fleetbox_cli.grammar"),
+    }
+    assert "msgspec" not in loaded
+
+
 @pytest.mark.parametrize("words", [["ls"], ["ls", "--json"], ["inspect", "demo"], ["logs", "node-1", "--tail", "5"]])
 def test_looking_loads_nothing_heavy(home: Path, words: list[str]) -> None:
     write_cluster("demo", "node-1")
