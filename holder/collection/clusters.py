@@ -11,10 +11,8 @@ from pathlib import Path
 
 from fleetbox import paths, ssh
 from fleetbox.faultpoint import arrive
-from fleetbox.holder.bound import destroy_abandoned
 from fleetbox.holder.collection.report import Pruning
 from fleetbox.holder.collection.survey import Owned
-from fleetbox.holder.members import close_master, erase
 from fleetbox.holder.orphans import end_process
 from fleetbox.holder.runtime import stale_files
 from fleetbox.identity import ProcessIdentity, is_alive
@@ -32,6 +30,8 @@ async def prune_cluster(owned: Owned, machines: Sequence[ProcessIdentity], pruni
         owned.events.open()
         owned.events.catch_up(owned.store.record)
     if owned.store.record is not None and owned.store.record.abandoned:
+        from fleetbox.holder.bound import destroy_abandoned  # as below: it costs more than all of a prune in vain
+
         await pruning.remove(
             "cluster", owned.name, "the process that it was bound to has ended", partial(destroy_abandoned, owned.store)
         )
@@ -73,6 +73,8 @@ async def _remove_half_made(owned: Owned, pruning: Pruning) -> None:
         if member.half_made:
 
             async def undo(member: MemberRecord = member) -> None:
+                from fleetbox.holder.members import erase
+
                 await erase(owned.name, member)
                 await arrive("prune.erased")
                 owned.store.drop_member(member.name)
@@ -122,6 +124,8 @@ async def _remove_runtime_files(owned: Owned, pruning: Pruning) -> None:
 
 
 async def _end_master(member: MemberRecord, owned: Owned) -> None:
+    from fleetbox.holder.members import close_master
+
     await close_master(owned.name, member.name)
 
 

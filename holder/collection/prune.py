@@ -15,14 +15,12 @@ from pathlib import Path
 
 from fleetbox import paths
 from fleetbox.backends.host.disklock import processes_on
-from fleetbox.backends.host.files.download import discard
 from fleetbox.errors import FleetboxError, HostError, NetworkError, RecordError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder.collection.clusters import prune_cluster
 from fleetbox.holder.collection.report import Pruning
 from fleetbox.holder.collection.survey import Survey, survey
-from fleetbox.holder.images.library import ImageLibrary
-from fleetbox.holder.images.store import users_of
+from fleetbox.holder.images.store import ImageStore, users_of
 from fleetbox.holder.lock import HolderLock
 from fleetbox.holder.snapshots.store import SnapshotStore
 from fleetbox.holder.warm.templates import TemplateStore
@@ -89,11 +87,11 @@ async def _prune_stores(pruning: Pruning, *, images: bool, templates: bool) -> N
         pruning.done(await asyncio.to_thread(store.prune, unused_for_s=0, dry_run=dry_run))
     else:
         pruning.done(await asyncio.to_thread(store.sweep, dry_run=dry_run))
-    library = ImageLibrary()
+    image_store = ImageStore()
     if images:
         kept = set() if templates and dry_run else {t.image_digest for t in await asyncio.to_thread(store.templates)}
-        await _prune_images(library, kept, pruning)
-    swept = await asyncio.to_thread(library.sweep, dry_run)
+        await _prune_images(image_store, kept, pruning)
+    swept = await asyncio.to_thread(image_store.sweep, dry_run)
     pruning.done(PruneItem("image", name, "its making was interrupted", not dry_run) for name in swept)
 
 
@@ -110,8 +108,8 @@ def _ownerless_snapshots(store: SnapshotStore, dry_run: bool) -> list[PruneItem]
     ]
 
 
-async def _prune_images(library: ImageLibrary, of_templates: set[str], pruning: Pruning) -> None:
-    for record in await asyncio.to_thread(lambda: list(library.store.records())):
+async def _prune_images(store: ImageStore, of_templates: set[str], pruning: Pruning) -> None:
+    for record in await asyncio.to_thread(lambda: list(store.records())):
         if isinstance(record, RecordError):
             pruning.keep("image", record.message, record.why)
             continue
@@ -125,7 +123,7 @@ async def _prune_images(library: ImageLibrary, of_templates: set[str], pruning: 
             continue
 
         async def remove(digest: str = record.digest) -> None:
-            await asyncio.to_thread(library.remove, [digest])
+            await asyncio.to_thread(store.remove, [digest])
 
         name = record.names[0] if record.names else record.digest[:12]
         await pruning.remove("image", name, "no member, snapshot or template stands on it", remove)
@@ -147,7 +145,8 @@ async def _prune_part(part: Path, pruning: Pruning) -> None:
     try:
 
         async def remove() -> None:
-            discard(part)
+            part.unlink(missing_ok=True)
+            part.with_suffix(".json").unlink(missing_ok=True)
 
         await pruning.remove("download", part.name, "nobody has gone on with it", remove)
     finally:
