@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -68,7 +69,9 @@ class Forward:
             connected = await asyncio.to_thread(self._connect)
         except (FleetboxError, OSError) as e:
             log.warning("%s", e)
-            writer.transport.abort()  # a reset, as the member's own refusal would be
+            # Closed with a reset, as the member's own refusal would be (socket(7), SO_LINGER).
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
             return
         there_reader, there_writer = await asyncio.open_connection(sock=connected)
         try:

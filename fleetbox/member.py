@@ -135,8 +135,10 @@ class Member:
         >>> member.ssh_argv(["uptime"])[0], member.ssh_argv(["uptime"])[-1]
         ('ssh', 'uptime')
         """
-        record = self.require_running()
-        return ssh.argv(read_cluster(self.cluster), record, command, tty=tty, multiplex=multiplex)
+        record, cluster = self.require_running(), read_cluster(self.cluster)
+        if cluster.network == "private":
+            reach.dial_socket(cluster.name)  # its holder makes the connection, and keeps names and the way out alive
+        return ssh.argv(cluster, record, command, tty=tty, multiplex=multiplex)
 
     def connection(self) -> fabric.Connection:
         """A fabric connection to the member, host key checked strictly; use it as a context manager.

@@ -73,7 +73,7 @@ class DialServer:
                 answer = {"errno": errno.EINVAL, "error": f"the request cannot be understood: {e}"}
             except OSError as e:  # a TimeoutError of ours is one without a number
                 number = e.errno or errno.ETIMEDOUT
-                answer = {"errno": number, "error": e.strerror or os.strerror(number)}
+                answer = {"errno": number, "error": os.strerror(number)}  # asyncio has words of its own
             try:
                 with contextlib.suppress(OSError):
                     socket.send_fds(connection, [msgspec.json.encode(answer) + b"\n"], given)

@@ -173,4 +173,4 @@ def _has_way_out() -> bool:
 
 def log_file(cluster: str) -> Path:
     """What the program said."""
-    return paths.cluster_runtime_dir(cluster) / "egress.log"
+    return paths.private_dir(paths.cluster_runtime_dir(cluster)) / "egress.log"
