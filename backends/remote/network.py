@@ -29,7 +29,7 @@ class RemoteNetwork:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return ()
+        return self._answer.notes
 
     def holds(self, name: str) -> bool:
         """Whether the member has an address."""

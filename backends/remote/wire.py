@@ -58,6 +58,7 @@ class NetworkRequest(Request, frozen=True):
 class NetworkAnswer(msgspec.Struct, frozen=True):
     subnet: str
     bridge: str
+    notes: tuple[str, ...] = ()
 
 
 class MemberRequest(Request, frozen=True):

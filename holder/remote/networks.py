@@ -66,7 +66,7 @@ class Networks:
             leases = {name: (await network.reserve(name, ip)).ip for name, ip in spec.leases.items()}
             leases |= {n: ip for n, ip in (known.spec.leases if known else {}).items() if n in in_use}
             await self._record(request.owner, dataclasses.replace(spec, subnet=network.subnet, leases=leases))
-            return NetworkAnswer(network.subnet, network.bridge)
+            return NetworkAnswer(network.subnet, network.bridge, network.notes)
 
     async def act(self, operation: str, request: MemberRequest) -> Any:
         """Do one of the contract's network calls."""
