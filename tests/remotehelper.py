@@ -76,8 +76,15 @@ class Helper:
         assert self._end(signal.SIGTERM) == 0, self.log.read_text()
 
     def _end(self, number: signal.Signals) -> int:
+        self.signal(number)
+        return self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Wait for its end; the exit code."""
         assert self._child is not None
-        self._child.send_signal(number)
         return self._child.wait(LIMIT_S * timeout_scale())
 
     def __enter__(self) -> Self:

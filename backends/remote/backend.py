@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from pathlib import Path
 
 from fleetbox import paths
@@ -17,6 +18,7 @@ from fleetbox.backends.remote.network import RemoteNetwork
 from fleetbox.backends.remote.wire import Facts, NetworkAnswer, NetworkRequest, Owner, Told, Which
 from fleetbox.control import ControlSocket
 from fleetbox.errors import HolderError, HostError, MachineError, ProtocolError
+from fleetbox.identity import identify
 from fleetbox.records import MachineHandle
 
 SETTING = "FLEETBOX_REMOTE"
@@ -80,7 +82,8 @@ class RemoteBackend:
     async def create_network(self, spec: NetworkSpec) -> RemoteNetwork:
         await asyncio.to_thread(lambda: self.facts)
         await self._discard_destroyed()
-        answer = await self._link.call("network", NetworkRequest(self._owner, spec), NetworkAnswer)
+        request = NetworkRequest(self._owner, spec, identify(os.getpid()) if spec.bound else None)
+        answer = await self._link.call("network", request, NetworkAnswer)
         return RemoteNetwork(self._link, self._owner, spec.cluster, answer)
 
     async def create(self, config: VMConfig, network: Network) -> RemoteVM:

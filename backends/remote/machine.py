@@ -129,6 +129,7 @@ class RemoteVM:
             assigned_ip=config.assigned_ip,
             memory_file=config.memory_file is not None,
             control_line=config.control_line,
+            bound=config.bound,
             serial_base=log_file.stat().st_size,
             saved=parcel.folder(self._snapshot, (saved.STATE, saved.MACHINE, saved.MEMORY)),
         )

@@ -24,6 +24,7 @@ from typing import Literal
 import msgspec
 
 from fleetbox.backends.base import Capabilities, DiskFormat, ExitStatus, NetworkSpec, State
+from fleetbox.identity import ProcessIdentity
 from fleetbox.records import MachineHandle
 from fleetbox.wire import Event, Request
 
@@ -49,10 +50,14 @@ class Owner(Request, frozen=True):
 
 
 class NetworkRequest(Request, frozen=True):
-    """Make or take over a cluster's network. Answers `NetworkAnswer`."""
+    """Make or take over a cluster's network. Answers `NetworkAnswer`.
+
+    A bound one says whose it is: when that `holder` has ended, the cluster's machines and its network end.
+    """
 
     owner: str
     spec: NetworkSpec
+    holder: ProcessIdentity | None = None
 
 
 class NetworkAnswer(msgspec.Struct, frozen=True):
@@ -146,6 +151,7 @@ class Start(Request, frozen=True):
     assigned_ip: str
     memory_file: bool
     control_line: bool
+    bound: bool = False
     serial_base: int = 0
     saved: dict[str, str] = msgspec.field(default_factory=dict)
 

@@ -66,6 +66,7 @@ def configuration(machine: Machine, blobs: Blobs) -> VMConfig:
         assigned_ip=start.assigned_ip,
         memory_file=machine.folder / "memory" if start.memory_file else None,
         control_line=start.control_line,
+        bound=start.bound,
         slot=start.slot,
     )
 

@@ -64,6 +64,7 @@ async def run(folder: Path, socket_path: Path, backend_name: str, ready: Callabl
         machines = Machines(backend, networks, blobs, root / "machines")
         await networks.take_over()
         await machines.take_over()
+        networks.bind(machines.kill_all)
         await asyncio.to_thread(blobs.sweep, machines.needed())
         service = HelperService(backend, networks, machines, blobs, root)
         with contextlib.closing(bind(socket_path)) as listening:

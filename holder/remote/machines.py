@@ -241,6 +241,11 @@ class Machines:
         await (machine.vm.stop(act.timeout_s) if order == "stop" else machine.vm.kill())
         await machine.ended.wait()
 
+    async def kill_all(self, cluster: str) -> None:
+        """End all machines of a cluster: the holder that they were bound to has ended."""
+        running = [m for m in self._all.values() if m.start.cluster == cluster and m.vm is not None]
+        await asyncio.gather(*(m.vm.kill() for m in running if m.vm), return_exceptions=True)
+
     async def forget(self, act: Act) -> None:
         """Delete what a launch that has ended has left; what a template saved stays as blobs, as its clones ask for it.
 

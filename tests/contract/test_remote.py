@@ -6,22 +6,25 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleetbox import wire
-from fleetbox.backends.base import VM, BackendEnvironment, NetworkSpec, State
+from fleetbox.backends.base import VM, BackendEnvironment, KeepsDisks, NetworkSpec, State, VMConfig
 from fleetbox.backends.host.thread import HostThread
 from fleetbox.backends.remote import RemoteBackend, away, link
 from fleetbox.errors import ConflictError, DiskError, HolderError, HostError, ProtocolError
 from fleetbox.identity import is_alive
+from fleetbox.records import MachineHandle
 from tests.remotehelper import Helper
 
 from .conftest import CLUSTER, LIMIT_S, Bench, Holder, end_from_outside
@@ -315,3 +318,57 @@ def test_helper_with_another_folder_never_passes_for_a_stopped_machine(remote: B
             assert vm.state() is State.RUNNING
 
     remote.run(scenario)
+
+
+# A holder that is gone
+
+
+def test_bound_machines_and_their_network_end_with_the_holder(remote: Bench) -> None:
+    async def first(holder: Holder) -> tuple[VMConfig, MachineHandle]:
+        network = await holder.backend.create_network(NetworkSpec("bound", "host", bound=True))
+        lease = await network.reserve("node-1")
+        config = remote.config("node-1", mac=lease.mac, ip=lease.ip)
+        vm = await holder.backend.create(replace(config, name="bound/node-1", bound=True), network)
+        await vm.start()
+        assert vm.handle is not None
+        return vm.config, vm.handle
+
+    config, handle = remote.leave_behind(first)
+    networks = helper_of(remote).folder / "helper/networks"
+
+    async def second() -> None:
+        await until(lambda: not is_alive(handle.process))
+        await until(lambda: len(list(networks.iterdir())) == 1)  # the other cluster's, which is not bound
+        async with remote.holder() as holder:
+            assert isinstance(holder.backend, KeepsDisks)
+            await holder.backend.bring_home(config.disks[0])
+            assert remote.processes() == []
+
+    remote.run(second)
+
+
+def test_bound_machine_ends_with_the_holder_also_when_the_helper_was_away(remote: Bench) -> None:
+    async def first(holder: Holder) -> tuple[VMConfig, MachineHandle]:
+        network = await holder.backend.create_network(NetworkSpec("bound", "host", bound=True))
+        lease = await network.reserve("node-1")
+        config = remote.config("node-1", mac=lease.mac, ip=lease.ip)
+        # Not bound to the helper itself: it is to be there when the next one comes.
+        vm = await holder.backend.create(replace(config, name="bound/node-1"), network)
+        await vm.start()
+        assert vm.handle is not None
+        helper_of(remote).signal(signal.SIGKILL)
+        return vm.config, vm.handle
+
+    config, handle = remote.leave_behind(first)
+    assert is_alive(handle.process)
+    helper_of(remote).wait()
+    helper_of(remote).start()
+
+    async def second() -> None:
+        await until(lambda: not is_alive(handle.process))
+        async with remote.holder() as holder:
+            assert isinstance(holder.backend, KeepsDisks)
+            await holder.backend.bring_home(config.disks[0])
+            assert remote.processes() == []
+
+    remote.run(second)
