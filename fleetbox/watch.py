@@ -145,7 +145,9 @@ class Watch:
                 yield from (line.decode(errors="replace") for line in whole)
             if rest:
                 yield rest.decode(errors="replace")
-            yield child.wait(timeout=self.remaining_s + 1)
+            yield child.wait(timeout=self.remaining_s)
+        except subprocess.TimeoutExpired:  # it has closed its output, and stays
+            raise self.timed_out() from None
         finally:
             child.stdout.close()
             _end(child)

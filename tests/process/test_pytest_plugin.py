@@ -367,7 +367,8 @@ def test_a_killed_run_leaves_nothing(project: Project, until: Until) -> None:
     until(lambda: gone(project.home), 60.0)
 
 
-def test_a_killed_xdist_run_leaves_nothing(project: Project, until: Until) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_an_xdist_run_that_is_ended_leaves_nothing(project: Project, until: Until, number: int) -> None:
     project.tests(
         f"""
         import pathlib, time
@@ -380,5 +381,6 @@ def test_a_killed_xdist_run_leaves_nothing(project: Project, until: Until) -> No
     )
     child = project.start("-n", "2")
     until(lambda: len(list(project.folder.glob("here-*"))) == 2)
-    child.kill()
+    child.send_signal(number)
+    child.communicate(timeout=100 * timeout_scale())
     until(lambda: gone(project.home), 60.0)

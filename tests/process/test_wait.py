@@ -303,3 +303,14 @@ def test_an_error_shows_where_it_was_waited_and_no_frame_within(member: fleetbox
     assert [entry.name for entry in raised.traceback.filter(raised)] == [
         "test_an_error_shows_where_it_was_waited_and_no_frame_within"
     ]
+
+
+def test_a_command_that_closes_its_output_and_stays_is_ended_by_the_limit(
+    member: fleetbox.Member, program: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    program("stay", f"echo $$ >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec >&- 2>&-; exec sleep 1000")
+    with pytest.raises(TimedOut):
+        member.wait_for(wait.command("exec stay"), timeout_s=5)
+    for pid in tmp_path.glob("pid"):  # a busy host may not have come so far
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
