@@ -1,8 +1,8 @@
 """A guest as firecracker would make it, on QEMU's `microvm`: virtio-mmio, one serial line, a keyboard controller.
 
 So the guest needs the same of its kernel, initrd and command line as it would on the real thing: an ELF kernel, drivers
-for virtio-mmio that ACPI names, `reboot=k`. Its one clock is the TSC, which an emulated kernel cannot calibrate on a busy
-host, and then waits for ever: it is told the frequency.
+for virtio-mmio that ACPI names, `reboot=k`. Its one clock is the TSC, which an emulated kernel cannot calibrate on a
+busy host, and then waits for ever: it is told the frequency.
 """
 
 from __future__ import annotations
