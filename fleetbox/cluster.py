@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 32
 """Members that a command is run on at the same time."""
+
+
+ATTEMPTS = 20  # how often a holder may end just when it is asked, before we give up
 
 
 class Cluster:
@@ -95,9 +99,10 @@ class Cluster:
 
         record = self.record
         control = find_holder(self.name)
-        if control is None:
-            return ClusterStatus(record, holder_running=False)
-        return control.get("/v1/status", ClusterStatus)
+        if control is not None:
+            with contextlib.suppress(HolderEnding):
+                return control.get("/v1/status", ClusterStatus)
+        return ClusterStatus(record, holder_running=False)
 
     def statistics(self) -> ClusterStatistics:
         """What its running members use now: counters, of which two make rates. Starts no holder; without one there are
@@ -106,9 +111,10 @@ class Cluster:
         from fleetbox.launch import find_holder
 
         control = find_holder(self.name)
-        if control is None:
-            return ClusterStatistics(time.monotonic(), {})
-        return control.get("/v1/statistics", ClusterStatistics)
+        if control is not None:
+            with contextlib.suppress(HolderEnding):
+                return control.get("/v1/statistics", ClusterStatistics)
+        return ClusterStatistics(time.monotonic(), {})
 
     def timeline(self) -> Timeline:
         """Where the time of each member's last boot or clone went, from the event log. Raises NotFoundError."""
@@ -280,13 +286,15 @@ class Cluster:
         """Run an operation in the cluster's holder. When it was the last, the holder's end is waited for."""
         from fleetbox.launch import ensure_holder
 
-        while True:
+        for attempts_left in reversed(range(ATTEMPTS)):
             control = ensure_holder(self.name, getattr(request, "network", "auto"))
             holder = live_holder(self.name)
             try:
                 result = control.run(operation, request, on_event)
                 break
             except HolderEnding:
+                if not attempts_left:
+                    raise
                 _await_end(holder)  # it was about to end when we came
         if result["ends"]:
             _await_end(holder)

@@ -12,7 +12,7 @@ import requests
 import requests_unixsocket
 
 from fleetbox import wire
-from fleetbox.errors import FleetboxError, HolderError, from_wire
+from fleetbox.errors import FleetboxError, HolderEnding, HolderError, from_wire
 from fleetbox.faultpoint import reach
 from fleetbox.stream import OnEvent, follow
 
@@ -36,27 +36,29 @@ class ControlSocket:
         return session
 
     def get(self, path: str, kind: type[T], *, timeout_s: float = 10.0) -> T:
-        """GET one JSON document. Raises HolderError when nobody answers, and the holder's own error."""
+        """GET one JSON document. Raises HolderEnding when the holder goes, HolderError when it is silent, its error."""
         with self._session() as session:
             try:
                 answer = session.get(self._base + path, timeout=timeout_s)
+            except requests.Timeout as e:
+                raise self._unreachable(e) from e
+            except requests.ConnectionError as e:
+                raise HolderEnding("the holder has ended", why=str(self.path), hint="try again") from e
             except requests.RequestException as e:
                 raise self._unreachable(e) from e
         self._check(answer)
         return msgspec.json.decode(answer.content, type=kind)
 
     def run(self, operation: str, request: wire.Request, on_event: OnEvent | None = None) -> Any:
-        """Run a long operation, following its events. Raises its error, HolderError, OperationInterrupted."""
+        """Run a long operation, following its events.
+
+        Raises its error, HolderEnding when the holder has gone before it knew of the operation, HolderError,
+        OperationInterrupted.
+        """
         reach("client.request")
         with self._session() as session:
             try:
-                answer = session.post(
-                    f"{self._base}/v1/ops/{operation}",
-                    data=msgspec.json.encode(request),
-                    headers={"Content-Type": "application/json"},
-                    stream=True,
-                    timeout=(10.0, SILENCE_LIMIT_S),
-                )
+                answer = self._post(session, operation, request)
                 self._check(answer)
                 with contextlib.closing(answer):
                     reach("client.answered")
@@ -65,6 +67,21 @@ class ControlSocket:
                     return result
             except requests.RequestException as e:
                 raise self._unreachable(e) from e
+
+    def _post(self, session: requests.Session, operation: str, request: wire.Request) -> requests.Response:
+        try:
+            return session.post(
+                f"{self._base}/v1/ops/{operation}",
+                data=msgspec.json.encode(request),
+                headers={"Content-Type": "application/json"},
+                stream=True,
+                timeout=(10.0, SILENCE_LIMIT_S),
+            )
+        except requests.Timeout:
+            raise
+        except requests.ConnectionError as e:
+            # Who has heard answers before the operation has done anything, so it may be asked for again.
+            raise HolderEnding("the holder has ended", why=str(self.path), hint="try again") from e
 
     def _cancel(self, answer: requests.Response) -> None:
         operation = answer.headers.get("Fleetbox-Operation", "")
@@ -83,6 +100,6 @@ class ControlSocket:
     def _unreachable(self, error: Exception) -> HolderError:
         return HolderError(
             "the holder does not answer",
-            why=f"{self.path}: {type(error).__name__}",
+            why=f"{self.path}: {type(error).__name__}: {error}",
             hint="try again; its log is holder.log in the cluster's state folder",
         )

@@ -64,22 +64,23 @@ class Provisioner:
     def write_seed(self, member: MemberRecord, lease: Lease) -> None:
         """Write the member's seed, and its host key's line in `known_hosts`. Blocks."""
         folder = Path(member.folder)
-        reach("member.seed")
-        host_key = hostkeys.make_host_key(folder)
-        hostkeys.add_known_host(self.cluster, member.name, lease.ip, host_key.public_text)
-        reach("member.hostkey")
-        seed = Seed(
-            instance_id=member.instance,
-            hostname=member.name,
-            cluster=self.cluster,
-            authorized_key=self.authorized_key,
-            host_key=host_key,
-            lease=lease,
-            fixtures=member.spec.fixtures,
-            control_line=self.capabilities.control_line if self._has_control_line(member) else "",
-        )
-        write_seed(folder / "seed.iso", seed)
-        reach("member.seed.made")
+        with disks.disk_errors(f"the seed of {member.name} cannot be written"):
+            reach("member.seed")
+            host_key = hostkeys.make_host_key(folder)
+            hostkeys.add_known_host(self.cluster, member.name, lease.ip, host_key.public_text)
+            reach("member.hostkey")
+            seed = Seed(
+                instance_id=member.instance,
+                hostname=member.name,
+                cluster=self.cluster,
+                authorized_key=self.authorized_key,
+                host_key=host_key,
+                lease=lease,
+                fixtures=member.spec.fixtures,
+                control_line=self.capabilities.control_line if self._has_control_line(member) else "",
+            )
+            write_seed(folder / "seed.iso", seed)
+            reach("member.seed.made")
 
     def config(
         self, member: MemberRecord, image: Image | None, lease: Lease, fixture_disks: tuple[Disk, ...]
