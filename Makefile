@@ -25,7 +25,7 @@ install() { \
 }; install
 endef
 
-.PHONY: help setup host demo check test-programs test test-fast test-all bench clean
+.PHONY: help setup host demo check test-programs test-all-programs test test-fast test-all bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -77,7 +77,12 @@ test: host test-programs check ## every test but the second tier's, those with r
 test-fast: test-programs check ## every test that boots no machine
 	@$(PYTEST) -m 'not vm and not slow' -n 2
 
-test-all: test ## every test and the second tier: what is slow, with and without machines
+# The second tier looks at real terminals, and at what users have beside fleetbox.
+test-all-programs: setup
+	@for program in tmux zsh fish rsync; do command -v $$program >/dev/null || { $(INSTALL) $$program; }; done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore 'ansible-core>=2.16'
+
+test-all: test test-all-programs ## every test and the second tier: what is slow, with and without machines
 	@$(PYTEST) -m slow --durations=10
 
 bench: host ## the measurements of benchmarks/, one table each
