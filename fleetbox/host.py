@@ -28,7 +28,7 @@ class Check(msgspec.Struct, frozen=True):
 class DoctorReport(msgspec.Struct, frozen=True):
     """What `fleetbox doctor` found, and what a new cluster would get here.
 
-    `backend` and `accelerator` are what `auto` takes; `network` is `host`, or empty where no network can be made.
+    `backend` and `accelerator` are what `auto` takes; `network` is `host` or `private`, empty where none can be made.
     """
 
     checks: tuple[Check, ...]

@@ -31,6 +31,8 @@ PROGRAMS: tuple[Program, ...] = (
     Program("qemu-img", "qemu-utils", "makes and checks disks"),
     Program("nft", "nftables", "lets machines reach the outside"),
     Program("dnsmasq", "dnsmasq-base", "resolves members' names"),
+    Program("pasta", "passt", "leads out of private networks", optional=True),
+    Program("slirp4netns", "slirp4netns", "leads out of private networks where pasta does not start", optional=True),
     Program("mmdebstrap", "mmdebstrap", "builds images from the distribution's archive"),
     Program("mke2fs", "e2fsprogs", "makes file systems"),
     Program("debugfs", "e2fsprogs", "reads kernels out of images"),

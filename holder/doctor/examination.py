@@ -13,6 +13,7 @@ import msgspec
 from fleetbox.backends import registry
 from fleetbox.backends.base import timeout_scale
 from fleetbox.errors import FleetboxError
+from fleetbox.holder.doctor.network import may_use_the_hosts
 from fleetbox.holder.doctor.requirements import Requirement, requirements
 from fleetbox.host import Check, DoctorReport
 
@@ -26,8 +27,9 @@ T = TypeVar("T")
 async def examine() -> DoctorReport:
     """Look at the host. Never raises: what cannot be found out is a check that says so."""
     checks = tuple(await asyncio.gather(*(_look(requirement) for requirement in requirements())))
-    able = any(check.name == "network" and check.status != "fail" for check in checks)
-    return DoctorReport(checks, *_new_cluster(), network="host" if able else "")
+    able = {check.name for check in checks if check.status != "fail"}
+    host, private = may_use_the_hosts() and "network" in able, "private networks" in able
+    return DoctorReport(checks, *_new_cluster(), network="host" if host else "private" if private else "")
 
 
 async def _look(requirement: Requirement) -> Check:

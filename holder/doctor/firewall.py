@@ -10,7 +10,7 @@ import msgspec
 from fleetbox.backends.host import process, programs
 from fleetbox.backends.host.network import links
 from fleetbox.errors import FleetboxError
-from fleetbox.holder.doctor.network import LOAD_MODULES, has_net_admin
+from fleetbox.holder.doctor.network import LOAD_MODULES, may_use_the_hosts
 from fleetbox.host import Check
 
 _SYS = Path("/proc/sys")
@@ -18,7 +18,7 @@ _SYS = Path("/proc/sys")
 
 def check_forward() -> Check:
     """Other people's rules that drop forwarded packets (Docker's, ufw's, firewalld's)."""
-    if programs.find("nft") is None or not has_net_admin(Path("/proc/self/status").read_text()):
+    if programs.find("nft") is None or not may_use_the_hosts():
         return Check("firewall", "ok", "not looked at: it takes nft and CAP_NET_ADMIN")
     try:
         ruleset = process.run_blocking(["nft", "-j", "list", "ruleset"])

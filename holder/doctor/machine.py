@@ -1,4 +1,4 @@
-"""Folders, disk, memory, cores and namespaces of the host. Everything here blocks, for ever on a dead file system."""
+"""Folders, disk, memory, cores and clock of the host. Everything here blocks, for ever on a dead file system."""
 
 from __future__ import annotations
 
@@ -104,26 +104,6 @@ def check_cores() -> Check:
     if cores < 2:
         return Check("cores", "warn", message, "machines will boot one after another, slowly")
     return Check("cores", "ok", message)
-
-
-# Settings that keep ordinary users from making namespaces, with the value that does so.
-_NAMESPACE_LIMITS = {
-    "user/max_user_namespaces": ("0", "switched off by user.max_user_namespaces=0"),
-    "kernel/unprivileged_userns_clone": ("0", "for root only, by kernel.unprivileged_userns_clone=0"),
-    "kernel/apparmor_restrict_unprivileged_userns": ("1", "restricted by AppArmor"),
-}
-
-
-def check_user_namespaces(settings: Path = Path("/proc/sys")) -> Check:
-    """Information only: nothing of fleetbox uses them yet."""
-    if not Path("/proc/self/ns/user").exists():
-        return Check("user namespaces", "ok", "this kernel has none (not used)")
-    found = [
-        meaning
-        for name, (value, meaning) in _NAMESPACE_LIMITS.items()
-        if (settings / name).exists() and (settings / name).read_text().strip() == value
-    ]
-    return Check("user namespaces", "ok", f"{'; '.join(found) or 'available'} (not used)")
 
 
 SKEW_S = 120.0

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
+import sys
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from fleetbox.backends.host import process
+from fleetbox.backends.host import capabilities, process, programs
 from fleetbox.backends.host.network import links, subnet
 from fleetbox.errors import FleetboxError, HostError
 from fleetbox.host import Check
 
-_CAP_NET_ADMIN = 12  # capabilities(7), linux/capability.h
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _AS_ROOT = "run fleetbox as root"
 
 MODULES = ("tun", "nf_tables", "nft_masq", "nft_ct")
 LOAD_MODULES = f"run: sudo modprobe -a {' '.join(MODULES)}"
+
+_PRIVATE = "private networks"
+_PROBE_LIMIT_S = 25.0
 
 _BRIDGE, _TAP = "scratch-bridge", "scratch-tap"
 _TABLE = """
@@ -31,8 +33,8 @@ table inet scratch {
 
 def check() -> Check:
     """Make a bridge, a tap and a firewall table in an empty namespace. Call it in a thread that ends afterwards."""
-    if not has_net_admin(Path("/proc/self/status").read_text()):
-        return Check("network", "fail", "this user may not make bridges: CAP_NET_ADMIN is missing", _AS_ROOT)
+    if not may_use_the_hosts():
+        return Check("network", "ok", "not tried: the host's own takes root (CAP_NET_ADMIN); clusters get private ones")
     try:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except OSError as e:
@@ -45,19 +47,19 @@ def check() -> Check:
         why = os.strerror(ctypes.get_errno())
         return Check("network", "warn", f"not tried, as no scratch namespace can be made: {why}", _AS_ROOT)
     try:
-        _make_everything()
+        make_everything()
     except FleetboxError as e:
         return Check("network", "fail", str(e), e.hint, fixable=e.hint == LOAD_MODULES)
     return Check("network", "ok", "host mode: bridge, tap, forwarding and firewall work (tried in a scratch namespace)")
 
 
-def has_net_admin(status: str) -> bool:
-    """Whether CAP_NET_ADMIN is among the effective capabilities of a `/proc/PID/status`."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> _CAP_NET_ADMIN & 1)
+def may_use_the_hosts() -> bool:
+    """Whether this process may change the host's network."""
+    return capabilities.has(capabilities.NET_ADMIN)
 
 
-def _make_everything() -> None:
+def make_everything() -> None:
+    """Make what a cluster's network has, in the calling thread's namespace. Raises FleetboxError."""
     with links.netlink() as ip:
         links.ensure_bridge(ip, _BRIDGE, IPv4Interface("192.0.2.1/24"))
         links.ensure_tap(ip, _TAP, _BRIDGE, os.geteuid())
@@ -70,7 +72,7 @@ def _make_everything() -> None:
             hint="in a container, let it write /proc/sys (docker run --privileged)",
         ) from e
     try:
-        process.run_blocking(["nft", "-f", "-"], stdin=_TABLE.encode())
+        process.run_blocking(["nft", "-f", "-"], stdin=_TABLE.encode(), passing_on=(capabilities.NET_ADMIN,))
     except process.ProgramFailed as e:
         raise HostError("the firewall cannot be set", why=e.why, hint=LOAD_MODULES) from e
 
@@ -89,3 +91,19 @@ def check_subnets() -> Check:
         hint = "nothing now; when the other pool fills up, give that route (a VPN's, most often) a narrower target"
         return Check("subnets", "warn", f"{message}; {', '.join(wide)} covers a whole pool", hint)
     return Check("subnets", "ok", message)
+
+
+def check_private() -> Check:
+    """Make a private network in a child process, as a holder does, and look for what leads out of it."""
+    needed = not may_use_the_hosts()
+    argv = [sys.executable, "-P", "-m", "fleetbox.holder.doctor.private"]
+    try:
+        process.run_blocking(argv, timeout_s=_PROBE_LIMIT_S)
+    except process.ProgramFailed as e:
+        why, _, hint = e.stderr.strip().rpartition("\n")
+        return Check(_PRIVATE, "fail" if needed else "warn", why or e.why, hint or "see `fleetbox doctor --debug`")
+    helpers = [name for name in ("pasta", "slirp4netns") if programs.find(name)]
+    if not helpers:
+        hint = programs.missing("pasta").hint
+        return Check(_PRIVATE, "warn", "they work, and lead nowhere: no pasta, no slirp4netns", hint, fixable=True)
+    return Check(_PRIVATE, "ok", f"they work (tried in a child), with {' and '.join(helpers)}")

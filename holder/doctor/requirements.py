@@ -42,6 +42,7 @@ def requirements() -> list[Requirement]:
         ),
         *(Requirement(p.name, f"it {p.purpose}", partial(check_program, p)) for p in programs.PROGRAMS),
         Requirement("network", "each cluster has a bridge, taps and rules of its own", network.check),
+        Requirement("private networks", "without root clusters have no other", network.check_private),
         Requirement("subnets", "a cluster's addresses must clash with no route of this host", network.check_subnets),
         Requirement("firewall", "a rule that drops forwarded packets cuts members off", firewall.check_forward),
         Requirement(
@@ -57,7 +58,6 @@ def requirements() -> list[Requirement]:
         Requirement("memory", "a member's memory is taken from the host's", machine.check_memory),
         Requirement("cores", "members share them", machine.check_cores),
         Requirement("clock", "guests are given it; TLS and package archives refuse a wrong one", machine.check_clock),
-        Requirement("user namespaces", "networks without root will need them", machine.check_user_namespaces),
         Requirement("leftovers", "what a crash has left takes memory, addresses and space", leftovers.check),
     ]
 
