@@ -20,6 +20,7 @@ from fleetbox.host import Check, DoctorReport
 log = logging.getLogger(__name__)
 
 _LIMIT_S = 30.0
+_AGAIN = "run: fleetbox doctor again, with --debug if it stays"
 
 T = TypeVar("T")
 
@@ -44,12 +45,12 @@ async def guarded(name: str, check: Coroutine[Any, Any, Check], limit_s: float =
         async with asyncio.timeout(limit_s):
             return await check
     except TimeoutError:
-        return Check(name, "warn", f"could not be found out in {limit_s:.3g} s")
+        return Check(name, "warn", f"could not be found out in {limit_s:.3g} s", _AGAIN)
     except FleetboxError as e:
         return Check(name, "fail", str(e), e.hint)
     except Exception as e:  # one broken check must not hide the others
         log.exception("check %s", name)
-        return Check(name, "warn", f"could not be found out: {type(e).__name__}: {e}")
+        return Check(name, "warn", f"could not be found out: {type(e).__name__}: {e}", _AGAIN)
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -48,8 +48,9 @@ def check_kvm_access(device: Path = KVM) -> Check:
     if os.access(device, os.R_OK | os.W_OK):
         return Check("kvm access", "ok", f"{device} can be opened")
     user = pwd.getpwuid(os.geteuid()).pw_name
-    owner = grp.getgrgid(device.stat().st_gid).gr_name
-    if owner in (grp.getgrgid(gid).gr_name for gid in os.getgrouplist(user, os.getegid())):
+    gid = device.stat().st_gid
+    owner = grp.getgrgid(gid).gr_name
+    if gid in os.getgrouplist(user, os.getegid()):
         hint = f"log out and in again, or run: newgrp {owner}"
         return Check("kvm access", "warn", f"{user} is in the group {owner}, but this session is not", hint)
     hint = f"run: sudo usermod -aG {owner} {user}; then log in again"
