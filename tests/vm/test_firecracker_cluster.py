@@ -14,6 +14,8 @@ from tests.vm.conftest import Lab
 
 MEMORY_BYTES = 512 << 20
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Iterator[fleetbox.Cluster]:
