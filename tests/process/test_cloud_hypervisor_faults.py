@@ -22,6 +22,8 @@ from fleetbox.backends.cloud_hypervisor.backend import CloudHypervisorBackend
 from fleetbox.backends.cloud_hypervisor.vm import CloudHypervisorVM
 from fleetbox.backends.host import saved
 from fleetbox.backends.host.thread import HostThread
+from fleetbox.backends.qemu import accelerator
+from fleetbox.backends.qemu.accelerator import Accelerator
 from fleetbox.errors import FleetboxError, HostError, MachineError
 from fleetbox.identity import identify
 from tests.process.qemu_guests import IDLE, NoNetwork, TapBook, left_in, machine, run, said
@@ -161,14 +163,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 
 def test_run_folder_that_is_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
-    config = machine(tmp_path, IDLE)
-    deep = tmp_path / ("d" * 100)
-    deep.mkdir()
+    config = replace(machine(tmp_path, IDLE), run_dir=tmp_path / ("d" * 100))
 
     async def test() -> None:
         async with backend() as made:
             with pytest.raises(FleetboxError, match="too long"):
-                await made.create(replace(config, run_dir=deep), NoNetwork())
+                await made.create(config, NoNetwork())
 
     run(test)
 
@@ -343,9 +343,6 @@ def test_program_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 def test_without_kvm_it_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fleetbox.backends.qemu import accelerator
-    from fleetbox.backends.qemu.accelerator import Accelerator
-
     monkeypatch.setattr(accelerator, "probe", lambda _: Accelerator("tcg", "this host has no /dev/kvm", False))
 
     async def test() -> None:
