@@ -25,7 +25,7 @@ from fleetbox.backends import registry
 from fleetbox.backends.base import Backend, BackendEnvironment, DirectBoot, Disk, Restores, VMConfig
 from fleetbox.backends.host import disk as disks
 from fleetbox.backends.host.thread import HostThread
-from fleetbox.backends.vmm import rest
+from fleetbox.backends.vmm import pinned, rest
 from fleetbox.errors import FleetboxError
 from fleetbox.launch import ensure_holder
 
@@ -82,7 +82,7 @@ def ms(value: float) -> str:
 
 
 def to_launch(backend: str, cluster: str, image: Path, kernel: Path) -> float:
-    """From `up` at a holder that is there to the process's pidfile, without the time that its disk takes."""
+    """From `up` at a holder that is there to the process's pidfile, less its disk and the program's own `--version`."""
     ensure_holder(cluster)
     failed: list[FleetboxError] = []
     began = time.time()
@@ -107,7 +107,7 @@ def to_launch(backend: str, cluster: str, image: Path, kernel: Path) -> float:
     launched = pidfile.stat().st_mtime
     os.kill(int(pidfile.read_text()), signal.SIGKILL)  # it would never be ready
     thread.join()
-    return launched - began - disk_takes(backend, image)
+    return launched - began - disk_takes(backend, image) - version_takes(backend)
 
 
 def pidfile_of(cluster: str, failed: list[FleetboxError]) -> Path:
@@ -135,6 +135,15 @@ def disk_takes(backend: str, image: Path) -> float:
     taken = time.monotonic() - began
     shutil.rmtree(folder)
     return taken
+
+
+def version_takes(backend: str) -> float:
+    """How long the program takes to tell its version: once per holder, and long for a simulator."""
+    found = pinned.find(backend)
+    assert found is not None
+    began = time.monotonic()
+    run(str(found.path), "--version")
+    return time.monotonic() - began
 
 
 async def beside(name: str, folder: Path, image: Path, kernel: Path) -> tuple[list[float], list[float]]:
