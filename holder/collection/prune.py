@@ -40,6 +40,8 @@ async def prune(*, dry_run: bool = False, images: bool = False, templates: bool 
     pruning = Pruning(dry_run=dry_run)
     with survey() as found:
         machines = await asyncio.to_thread(_machines, found)
+        for name, why in found.failed.items():
+            pruning.failed("cluster", name, f"its lock cannot be taken: {why}; nothing of it is touched")
         for owned in found.clusters.values():
             await prune_cluster(owned, machines.get(owned.name, ()), pruning)
         await _prune_unknown_runtime_folders(found, pruning)

@@ -36,10 +36,11 @@ class Owned:
 
 @dataclass
 class Survey:
-    """The clusters that may be looked at, by name; `busy` are those of others."""
+    """The clusters that may be looked at, by name; `busy` are those of others, `failed` is why one cannot be locked."""
 
     clusters: dict[str, Owned] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -51,7 +52,11 @@ def survey() -> Iterator[Survey]:
         for name in _names():
             made = not paths.cluster_state_dir(name).exists()
             patience_s = 0.0 if live_holder(name) else max(0.0, deadline - time.monotonic())
-            lock = HolderLock.take(paths.holder_lock(name), patience_s)
+            try:
+                lock = HolderLock.take(paths.holder_lock(name), patience_s)
+            except OSError as e:  # a read-only or full folder
+                found.failed[name] = e.strerror or str(e)
+                lock = None
             if lock is None:
                 found.busy.add(name)
                 continue

@@ -158,6 +158,21 @@ def test_a_record_that_cannot_be_read_protects_everything(home: Path) -> None:
     assert cluster.member("node-1").state is MemberState.RUNNING
 
 
+def test_a_cluster_that_cannot_be_locked_is_named_and_hides_no_other(home: Path) -> None:
+    fleetbox.up("dead", cold=True)
+    kill_holder("dead")
+    kill_machine("dead", "node-1")
+    paths.holder_lock("odd").mkdir(parents=True)  # where the lock should be there is a folder
+    report = prune()
+    failed = [i for i in report.items if not i.removed]
+    assert [(i.kind, i.name) for i in failed] == [("cluster", "odd")]
+    assert "lock" in failed[0].reason
+    assert [i.kind for i in report.items if i.removed] == ["runtime folder"]
+    paths.holder_lock("odd").rmdir()
+    assert [i.kind for i in prune().items] == ["folder"]
+    assert not paths.cluster_state_dir("odd").exists()
+
+
 def test_what_interrupted_writers_left_goes(home: Path) -> None:
     cluster = fleetbox.up("web", cold=True)
     cluster.stop()
