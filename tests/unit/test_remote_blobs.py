@@ -60,7 +60,7 @@ def test_file_arrives_whole_and_under_its_digest(blobs: Blobs, source: Path) -> 
     assert blobs.lacking("m", [File(DIGEST, len(TEXT))]) == {DIGEST: 0}
     receive(blobs, DIGEST, 0, stream_of(source))
     assert blobs.path(DIGEST).read_bytes() == TEXT
-    assert blobs.path(DIGEST).stat().st_mode & 0o777 == 0o400
+    assert blobs.path(DIGEST).stat().st_mode & 0o777 == 0o600
     assert blobs.lacking("m", [File(DIGEST, len(TEXT))]) == {}
     receive(blobs, DIGEST, 0, [b"what is here already is not looked at"])
 
