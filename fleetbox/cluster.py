@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from fleetbox import names as naming
-from fleetbox.errors import FleetboxError, HolderEnding, HostError, MachineError, PartialError, RecordError
+from fleetbox import paths
+from fleetbox.errors import FleetboxError, HolderEnding, HolderError, HostError, MachineError, PartialError, RecordError
 from fleetbox.events import LoggedEvent, events
 from fleetbox.identity import is_alive, this_process
 from fleetbox.member import Member, OnEvent, SSHResult
@@ -296,6 +297,9 @@ class Cluster:
                 if not attempts_left:
                     raise
                 _await_end(holder)  # it was about to end when we came
+            except HolderError as e:
+                if type(e) is not HolderError or not _ended_by_itself(self.name, holder):
+                    raise  # what it was doing is not known
         if result["ends"]:
             _await_end(holder)
         return result
@@ -306,6 +310,17 @@ def _await_end(holder: HolderRecord | None, limit_s: float = 20.0) -> None:
     deadline = time.monotonic() + limit_s
     while holder is not None and is_alive(holder.process) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def _ended_by_itself(cluster: str, holder: HolderRecord | None) -> bool:
+    """Whether the holder had done all that it was asked, and ended while we came: it then has removed its pidfile."""
+    _await_end(holder, 5.0)
+    if holder is None or is_alive(holder.process):
+        return False
+    try:
+        return paths.holder_pidfile(cluster).read_text().strip() != str(holder.process.pid)
+    except OSError:
+        return True
 
 
 def up(

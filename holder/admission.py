@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
-from fleetbox import wire
+from fleetbox import paths, wire
+from fleetbox.backends.host.disk import free_space_preflight
 from fleetbox.errors import ConflictError, HostError, UsageError
 from fleetbox.holder.operations import Emit
 from fleetbox.records import ClusterRecord
-from fleetbox.sizes import format_size
+from fleetbox.sizes import MIB, format_size
 from fleetbox.specs import MAX_MEMBERS, MemberSpec, check_member_spec, member_names
 
 
@@ -33,6 +35,26 @@ def check_memory(specs: Sequence[MemberSpec], emit: Emit) -> None:
     if sum(wanted) > memory.available:
         wish, free = format_size(sum(wanted)), format_size(memory.available)
         emit(wire.Notice(f"the members may use {wish} of memory, and {free} is free"))
+
+
+# A record, a log, known_hosts, sockets; and of each member its seed, host key, serial log and a new overlay.
+STATE_ROOM_BYTES = 1 * MIB
+MEMBER_ROOM_BYTES = 5 * MIB
+
+
+def check_room(members: int) -> None:
+    """Raise DiskError when the folders of state and data are read-only, or full, before anything of `members` is made.
+
+    What their disks, templates and snapshots need is looked at where that is known.
+    """
+    free_space_preflight(_there(paths.state_dir()), STATE_ROOM_BYTES)
+    free_space_preflight(_there(paths.runtime_dir()), 0)
+    free_space_preflight(_there(paths.data_dir()), STATE_ROOM_BYTES + members * MEMBER_ROOM_BYTES)
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the one above it that is there already."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def names_for_up(record: ClusterRecord | None, request: wire.UpRequest, emit: Emit) -> list[str]:

@@ -7,6 +7,7 @@ what it had not finished. It is cancelled at most once, so that nothing interrup
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fleetbox.errors import FleetboxError, OperationInterrupted, PartialError
+from fleetbox.errors import FleetboxError, HostError, OperationInterrupted, PartialError
 from fleetbox.faultpoint import reach
 from fleetbox.names import new_id
 from fleetbox.wire import Error, Event, Progress, Result, Started
@@ -34,6 +35,30 @@ BACKLOG_MAX = 200
 def log_event(event: Event) -> None:
     """Where events go while no operation is under way."""
     log.info("%s", event)
+
+
+_HOST_REFUSES = {
+    errno.ENOSPC: ("the disk is full", "free some space and try again"),
+    errno.EDQUOT: ("this user's disk quota is used up", "free some space and try again"),
+    errno.EROFS: ("the file system is read-only", "remount it, or set FLEETBOX_HOME to another folder"),
+    errno.EMFILE: ("too many files are open in this process", "raise its limit: ulimit -n"),
+    errno.ENFILE: ("too many files are open on this host", "raise fs.file-max"),
+    errno.ENOMEM: ("the host is out of memory", "free some memory and try again"),
+}
+
+
+def unforeseen(what: str, error: BaseException) -> FleetboxError:
+    """The error of a failure that nothing on its way has put into words: the host's refusal, or a bug."""
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, "")
+    if isinstance(error, OSError) and error.errno:
+        why, hint = _HOST_REFUSES.get(error.errno, (error.strerror or str(error), "see `fleetbox doctor`"))
+        return HostError(f"{what} failed", why=f"{error.filename}: {why}" if error.filename else why, hint=hint)
+    return FleetboxError(
+        f"{what} failed for a reason that fleetbox did not foresee",
+        why=f"{type(error).__name__}: {error}",
+        hint="holder.log has the traceback; please report it",
+    )
 
 
 class Operation:
@@ -65,13 +90,7 @@ class Operation:
             end = Error(e.to_wire())
         except Exception as e:
             log.exception("%s failed (%s)", self.name, self.id)
-            end = Error(
-                FleetboxError(
-                    f"{self.name} failed for a reason that fleetbox did not foresee",
-                    why=f"{type(e).__name__}: {e}",
-                    hint="holder.log has the traceback; please report it",
-                ).to_wire()
-            )
+            end = Error(unforeseen(self.name, e).to_wire())
         self.emit(end)
         self._queue.put_nowait(None)
 
@@ -134,7 +153,7 @@ async def all_of(work: Mapping[str, Awaitable[None]], wanted: str) -> None:
             failures[name] = result
         elif isinstance(result, BaseException):
             log.error("%s failed", name, exc_info=result)
-            failures[name] = FleetboxError(f"{name} failed unexpectedly", why=f"{type(result).__name__}: {result}")
+            failures[name] = unforeseen(name, result)
     if not failures:
         return
     if len(work) == 1:

@@ -139,8 +139,9 @@ class Orchestrator:
         stopped = [name for name in wanted if name in self._store.current.members and not self._runs(name)]
         if existing and missing == [] and request.spec != wire.SpecChange() and spec != existing.spec:
             emit(wire.Notice("existing members keep their image and resources; only new ones take the given ones"))
-        admission.check_memory([spec] * len(missing) + [self._store.current.members[n].spec for n in stopped], emit)
         try:
+            admission.check_room(len(missing))
+            admission.check_memory([spec] * len(missing) + [self._store.current.members[n].spec for n in stopped], emit)
             image = await self._ground.image_for(backend, spec, emit) if missing else None
             members = await self._ground.ensure_network(backend, emit)
             source = await source_for(self._store, members, self._host, spec, image, request, emit) if missing else None
@@ -155,6 +156,7 @@ class Orchestrator:
         record = self._store.current
         wanted = admission.names_for_add(record, request)
         spec = admission.check_spec(request.spec.apply(record.spec))
+        admission.check_room(len(wanted))
         admission.check_memory([spec] * len(wanted), emit)
         backend = await self._ground.ensure_backend(record, wire.UpRequest(), spec)
         image = await self._ground.image_for(backend, spec, emit)
@@ -168,6 +170,7 @@ class Orchestrator:
         targets = self._targets(request)
         stopped = [name for name in targets if not self._runs(name)]
         if stopped:
+            admission.check_room(0)
             admission.check_memory([self._store.current.members[n].spec for n in stopped], emit)
             backend = await self._ground.ensure_backend(self._store.current, wire.UpRequest(), self._store.current.spec)
             await self._ground.ensure_network(backend, emit)

@@ -65,9 +65,17 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def free_space_preflight(folder: Path, needed_bytes: int) -> None:
-    """Raise DiskError when the file system of `folder` has less than `needed_bytes` free for this user."""
+    """Raise DiskError when the file system of `folder` is read-only, or has less than `needed_bytes` free for this
+    user.
+    """
     with disk_errors(f"{folder} cannot be used"):
         found = os.statvfs(folder)
+    if found.f_flag & os.ST_RDONLY:
+        raise DiskError(
+            f"{folder} cannot be written",
+            why="its file system is read-only",
+            hint="remount it, or set FLEETBOX_HOME to another folder",
+        )
     free_bytes = found.f_bavail * found.f_frsize
     if free_bytes < needed_bytes:
         raise DiskError(

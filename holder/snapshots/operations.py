@@ -97,6 +97,7 @@ class SnapshotOperations:
         names = members_to_restore(record, snapshot, request)
         backend = await self.ground.ensure_backend(record, wire.UpRequest(), record.spec)
         images = self._images_of(snapshot)
+        admission.check_room(len(names))
         admission.check_memory([snapshot.members[name].spec for name in names], emit)
         members = await self.ground.ensure_network(backend, emit)
         await restore(self.store, members, snapshot, names, images, request, emit)
@@ -125,6 +126,7 @@ class SnapshotOperations:
                     self._planned(name, snapshot, snapshot.members[was], images, request, backend.capabilities())
                     for name, was in names.items()
                 ]
+                admission.check_room(len(clones))
                 admission.check_memory([clone.placeholder.spec for clone in clones], emit)
             alike = snapshot.kind == "cluster" and request.spec == wire.SpecChange()
             forks = alike and self.store.current.network == "private"
