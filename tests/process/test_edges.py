@@ -193,7 +193,7 @@ def test_what_the_host_refuses_is_said_and_undone(home: Path, plan: Plan, point:
     plan.set(point, refusal)
     said = ""
     try:
-        fleetbox.up("web", members=2)
+        fleetbox.up("web", members=2, cold=not point.startswith("template."))
     except FleetboxError as e:
         said = f"{e} {getattr(e, 'failures', '')}"
         assert "did not foresee" not in said, said
