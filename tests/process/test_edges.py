@@ -178,7 +178,6 @@ def plan(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 STRUCK = [
     ("record.write", "ENOSPC"),
     ("member.disk", "ENOMEM"),
-    ("disk.land", "ENOSPC"),
     ("member.seed", "EROFS"),
     ("machine.lock", "EMFILE"),
     ("template.saved", "ENOSPC"),
