@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from fleetbox.backends.base import Console
 
@@ -51,7 +52,13 @@ class FakeConsole:
             user.cancel()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        showing = asyncio.create_task(self._show(writer))
+        try:
+            log = self._log.open("rb")
+        except OSError:
+            writer.close()
+            return
+        log.seek(0, os.SEEK_END)  # before anything is typed: its answer is seen
+        showing = asyncio.create_task(self._show(log, writer))
         self._users.add(showing)
         showing.add_done_callback(self._users.discard)
         showing.add_done_callback(lambda _: writer.close())
@@ -70,9 +77,8 @@ class FakeConsole:
         finally:
             showing.cancel()
 
-    async def _show(self, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError), self._log.open("rb") as log:
-            log.seek(0, os.SEEK_END)
+    async def _show(self, log: BinaryIO, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError), log:
             while True:
                 if new := log.read(1 << 16):
                     writer.write(new.replace(b"\n", b"\r\n"))

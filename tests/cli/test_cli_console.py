@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import termios
 from collections.abc import Callable
 
 import pexpect
+import psutil
 import pytest
 
 import fleetbox as api
@@ -79,18 +79,18 @@ def test_the_machine_ends_under_its_user(member: api.Member, terminal: Terminal)
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_terminal_is_restored_when_it_is_ended(
-    member: api.Member, terminal: Terminal, number: signal.Signals
+    member: api.Member, timeout_scale: float, number: signal.Signals
 ) -> None:
-    shell = pexpect.spawn("/bin/sh", encoding="utf-8", timeout=60)
+    shell = pexpect.spawn("/bin/sh", encoding="utf-8", timeout=60 * timeout_scale)
     shell.sendline("PS1=; stty -a | head -3; echo rea''dy")
     shell.expect("ready")
     words = " ".join([*COMMAND, "console", "demo"])
     shell.sendline(f"cd {REPOSITORY}; {words}; echo; echo en''ded; stty -a; echo do''ne")
     shell.expect("leaves")
-    child = int(subprocess.check_output(["pgrep", "-P", str(shell.pid)]).split()[0])
+    [child] = psutil.Process(shell.pid).children()
     shell.send("x\r")
     shell.expect("x\r\nx")
-    os.kill(child, number)
+    child.send_signal(number)
     shell.expect("ended")
     shell.expect("done")
     shown = str(shell.before)
