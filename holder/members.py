@@ -275,11 +275,12 @@ class Members:
     async def destroy(self, name: str, steps: Steps) -> None:
         """End the member at once and delete everything of it. Once begun it is finished: half a member helps nobody."""
         with steps.step("destroy"):
-            await asyncio.shield(asyncio.ensure_future(self._destroy(name)))
+            await uninterrupted(self._destroy(name))
 
     async def _destroy(self, name: str) -> None:
         record = self._store.current.members[name]
         machine = self.machines.get(name)
+        await doom(self._store, name)
         await arrive("member.destroy")
         if machine is not None:
             machine.wanted_end = True
@@ -358,6 +359,14 @@ class Members:
             await self._store.commit()
         except FleetboxError as e:
             log.error("%s", e)  # noqa: TRY400 - the error explains itself
+
+
+async def doom(store: ClusterStore, *names: str) -> None:
+    """Make members placeholders again, so that a holder that dies while it destroys them leaves what is rolled back."""
+    for name in names:
+        store.change_member(name, state=MemberState.CREATING)
+    with contextlib.suppress(FleetboxError):  # a full disk must not keep anybody from making room
+        await store.commit()
 
 
 @asynccontextmanager

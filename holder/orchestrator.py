@@ -22,7 +22,7 @@ from fleetbox.errors import FleetboxError, NotFoundError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder import admission, bound
 from fleetbox.holder.ground import Ground
-from fleetbox.holder.members import Members, erase
+from fleetbox.holder.members import Members, doom, erase
 from fleetbox.holder.operations import Emit, Steps, Work, all_of, log_event
 from fleetbox.holder.provision import new_member
 from fleetbox.holder.server import decode
@@ -192,14 +192,17 @@ class Orchestrator:
             return {"cluster": self.cluster, "members": []}
         targets = self._targets(request)
         members = self._ground.members
-        if members is not None:
-            await all_of({n: members.destroy(n, Steps(emit, n)) for n in targets}, "destroyed")
-        else:
-            for name in targets:
-                with Steps(emit, name).step("destroy"):
-                    await self._erase(self._store.current.members[name])
-            await self._store.commit()
-        await self._abandon_if_empty()
+        try:
+            if members is not None:
+                await all_of({n: members.destroy(n, Steps(emit, n)) for n in targets}, "destroyed")
+            else:
+                await doom(self._store, *targets)
+                for name in targets:
+                    with Steps(emit, name).step("destroy"):
+                        await self._erase(self._store.current.members[name])
+                await self._store.commit()
+        finally:
+            await asyncio.shield(self._abandon_if_empty())
         return {"cluster": self.cluster, "members": targets}
 
     # --- life

@@ -156,7 +156,8 @@ class Bench:
                 self._back()
             again = self._lines.start(*self.words)  # the cluster is usable: the same command works now
             code = again.wait()
-            assert code == 0, f"the next time: exit code {code}:\n{again.output}"
+            gone = operation.name == "destroy" and code == 3  # its holder was just about to end
+            assert code == 0 or gone, f"the next time: exit code {code}:\n{again.output}"
             until(
                 lambda: facts(self.home) == self._after,
                 lambda: f"the next time it did something else:\n{difference(self._after, facts(self.home))}",
