@@ -21,6 +21,7 @@ from fleetbox.backends.remote.wire import (
     End,
     Facts,
     Heard,
+    Lacking,
     MemberRequest,
     NetworkRequest,
     Offer,
@@ -29,7 +30,6 @@ from fleetbox.backends.remote.wire import (
     Watch,
     Which,
 )
-from fleetbox.backends.remote.wire import Lacking as LackingFiles
 from fleetbox.errors import HolderEnding, NotFoundError, UsageError
 from fleetbox.holder.operations import Emit, Operation, Work
 from fleetbox.holder.remote.beneath import Beneath
@@ -132,8 +132,8 @@ class HelperService:
                 return _silent(lambda: machines.running(act)[1].booted_past_calibration(act.timeout_s))
         raise NotFoundError(f"there is no operation {operation!r}")
 
-    async def _offer(self, offer: Offer) -> LackingFiles:
-        return LackingFiles(self._blobs.lacking(offer.machine, offer.files))
+    async def _offer(self, offer: Offer) -> Lacking:
+        return Lacking(self._blobs.lacking(offer.machine, offer.files))
 
     async def _watch(self, watch: Watch, emit: Emit) -> End:
         """Tell of a machine's state and serial log until it ends."""
