@@ -34,27 +34,32 @@ def stale_files(folder: Path, live: Collection[int]) -> list[Path]:
     Only the kernel's list is read: connecting would disturb a machine. It has one for each network namespace, so those
     of the live processes are read besides our own. The masters of OpenSSH, bound under another name, are left alone.
     """
-    bound: set[str] = set()
+    bound: set[Path] = set()
     for pid in {os.getpid(), *live}:
         bound |= _bound(pid)
     return [path for path in sorted(folder.iterdir()) if _is_stale(path, bound, live)] if folder.is_dir() else []
 
 
-def _bound(pid: int) -> set[str]:
-    """The file names of the unix sockets of a process's network namespace (proc_net(5))."""
+def _bound(pid: int) -> set[Path]:
+    """Where the unix sockets of a process's network namespace are bound (proc_net(5))."""
     found = set()
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]:
             fields = line.split(None, 7)
             if len(fields) == 8:
-                found.add(fields[7].rpartition("/")[2])
+                found.add(Path(fields[7]))
     return found
 
 
-def _is_stale(path: Path, bound: Collection[str], live: Collection[int]) -> bool:
+def _is_stale(path: Path, bound: Collection[Path], live: Collection[int]) -> bool:
     if path.suffix == ".pid":
         return pid_in(path) not in live
-    return ".ssh" not in path.name and path.is_socket() and path.name not in bound
+    if ".ssh" in path.name or not path.is_socket():
+        return False
+    # One that was bound by a relative path may be this one.
+    return not any(
+        other.name == path.name and (not other.is_absolute() or other.resolve() == path.resolve()) for other in bound
+    )
 
 
 def pid_in(pidfile: Path) -> int:
