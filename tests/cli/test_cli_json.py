@@ -11,10 +11,12 @@ import pytest
 from fleetbox import errors, paths
 from fleetbox.host import Check, DoctorReport, PruneItem
 from fleetbox.image import Image
+from fleetbox.timeline import Operation, Row, Span, Timeline
 from fleetbox.wire import Notice, Progress
 from fleetbox_cli.parallel import Outcome
 from fleetbox_cli.render import ENVELOPE
 from fleetbox_cli.views import ClusterView, MemberView, SavedMemberView, SnapshotView, TemplateView
+from fleetbox_cli.watch import MemberSample, Sample, Usage
 from tests.cli.conftest import REPOSITORY, Run, write_cluster
 
 DOCUMENT = (REPOSITORY / "docs" / "reference" / "json.md").read_text()
@@ -33,10 +35,17 @@ KEYS: dict[type[msgspec.Struct], str] = {
     TemplateView: "key created_at used_at image image_digest backend accelerator cpus memory_bytes disk_bytes "
     "control_line stored_bytes",
     DoctorReport: "checks backend accelerator network",
-    Check: "name status message hint",
-    PruneItem: "kind name reason removed",
+    Check: "name status message hint why fixable",
+    PruneItem: "kind name reason removed kept",
     Progress: "step state member message current total unit at",
     Notice: "message member",
+    Sample: "at cluster holder_running members",
+    MemberSample: "name state ip up_s usage",
+    Usage: "cpu_percent memory_bytes disk_read_rate disk_write_rate network_receive_rate network_send_rate",
+    Timeline: "cluster operations",
+    Operation: "name id begun_at seconds state rows",
+    Row: "member spans",
+    Span: "step begin_s end_s state",
 }
 
 
