@@ -133,7 +133,7 @@ def test_launch_that_fails_says_why_and_leaves_nothing(
 
 def test_api_that_is_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "vm.info=silent")
-    monkeypatch.setattr(vm_module, "CONNECT_S", 5.0)
+    monkeypatch.setattr(vm_module, "CONNECT_S", 10.0)
     config = machine(tmp_path, IDLE)
 
     async def test() -> None:

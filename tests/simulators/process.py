@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,6 +52,7 @@ class Machine:
         except OSError:
             pass
         os.kill(self.pid, signal.SIGABRT)
+        time.sleep(3600)  # its end is ours: no client sees the API's end before
         os._exit(1)
 
 
