@@ -65,6 +65,17 @@ def test_file_arrives_whole_and_under_its_digest(blobs: Blobs, source: Path) -> 
     receive(blobs, DIGEST, 0, [b"what is here already is not looked at"])
 
 
+def test_adopted_file_can_be_opened_for_writing_by_a_hypervisor_without_capabilities(
+    blobs: Blobs, tmp_path: Path
+) -> None:
+    """QEMU opens the memory that it maps privately so; without CAP_DAC_OVERRIDE, root's is held to the mode, too."""
+    saved = tmp_path / "store" / "memory"
+    saved.write_bytes(TEXT)
+    saved.chmod(0o600)
+    blobs.adopt(saved, DIGEST)
+    assert blobs.path(DIGEST).stat().st_mode & 0o777 == 0o600
+
+
 def test_holes_are_neither_sent_nor_made_data(blobs: Blobs, tmp_path: Path) -> None:
     path = sparse(tmp_path / "sparse")
     stream = stream_of(path)
