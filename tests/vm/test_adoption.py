@@ -18,6 +18,8 @@ from fleetbox.identity import is_alive
 from fleetbox.records import MemberState
 from tests.vm.conftest import Lab
 
+pytestmark = pytest.mark.slow
+
 MEMORY_BYTES = 512 << 20
 ANSWER_LIMIT_S = 60.0
 
