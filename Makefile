@@ -25,7 +25,7 @@ install() { \
 }; install
 endef
 
-.PHONY: help setup host demo check test-programs test-all-programs test test-fast test-all bench clean
+.PHONY: help setup host demo check test-programs test-all-programs test test-fast test-all bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,9 @@ test-all: test test-all-programs ## every test and the second tier: what is slow
 
 bench: host ## the measurements of benchmarks/, one table each
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python "$$benchmark"; done
+
+docs: setup ## the documentation as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## remove what the targets made in this folder (clusters and images stay)
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fleetbox_cli import manual
+from fleetbox_cli import clireference, manual
 from fleetbox_cli.app import app
 from fleetbox_cli.shells import FILES, SCRIPTS
 from fleetbox_cli.topics import TOPICS
@@ -25,8 +25,10 @@ def files() -> dict[Path, str]:
     """Every generated file, by path, with its content."""
     made = {Path("completions") / FILES[shell]: script for shell, script in SCRIPTS.items()}
     made[Path("fleetbox_cli/grammar.py")] = _grammar()
-    for path, command in _walk(["fleetbox"], app):
-        made[Path(f"man/{'-'.join(path)}.1")] = manual.verb_page(path, command, _context(path, command))
+    commands = [(path, command, _context(path, command)) for path, command in _walk(["fleetbox"], app)]
+    for path, command, context in commands:
+        made[Path(f"man/{'-'.join(path)}.1")] = manual.verb_page(path, command, context)
+    made[Path("docs/reference/cli.md")] = clireference.page(commands)
     for topic in TOPICS:
         made[Path(f"man/{topic.name}.7")] = manual.topic_page(topic)
     return made

@@ -12,6 +12,7 @@ from fleetbox_cli.verb import LazyGroup
 ENVIRONMENT = {
     "FLEETBOX_CLUSTER": "The cluster that bare member names belong to.",
     "FLEETBOX_BACKEND": "The hypervisor of new clusters.",
+    "FLEETBOX_NETWORK": "Where the networks of new clusters are made: auto, host or private.",
     "FLEETBOX_HOME": "Keep everything below this folder instead of the XDG folders.",
     "FLEETBOX_TIMEOUT_SCALE": "What every time limit is multiplied by, for slow hosts. [default: 1]",
     "NO_COLOR": "Print no colors.",
