@@ -72,6 +72,9 @@ class Cloning:
         async with AsyncExitStack() as undo:
             for clone in clones:
                 undo.push_async_callback(self._members.drop, clone.placeholder.name)
+            for clone in clones:  # in order: the first gets the lowest free address
+                undo.push_async_callback(self._members.network.release, clone.placeholder.name)
+                await self._members.network.reserve(clone.placeholder.name)
             await arrive("clone.reserved")
             await together(*(self._make(clone, timeout_s, undo) for clone in clones))
             await arrive("clone.made")
