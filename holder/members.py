@@ -280,16 +280,26 @@ class Members:
     async def _destroy(self, name: str) -> None:
         record = self._store.current.members[name]
         machine = self.machines.get(name)
-        await doom(self._store, name)
-        await arrive("member.destroy")
-        if machine is not None:
-            machine.wanted_end = True
-            await asyncio.gather(machine.vm.kill(), close_master(self._store.current.name, name))
-            await machine.watcher
-        await arrive("member.ended")
-        await self.network.release(name)
-        await arrive("member.release")
-        await erase(self._store.current.name, record)
+        await self._store.doom(name)
+        try:
+            await arrive("member.destroy")
+            if machine is not None:
+                machine.wanted_end = True
+                await asyncio.gather(machine.vm.kill(), close_master(self._store.current.name, name))
+                await machine.watcher
+            await arrive("member.ended")
+            await self.network.release(name)
+            await arrive("member.release")
+            await erase(self._store.current.name, record)
+        except BaseException:
+            if Path(record.folder).exists():  # its disk is there, and it is a member still
+                runs = name in self.machines
+                state, handle = (MemberState.RUNNING, record.handle) if runs else (MemberState.STOPPED, None)
+                self._store.change_member(name, state=state, handle=handle)
+                await self._commit_if_possible()
+            else:
+                await self.drop(name)
+            raise
         await self.drop(name)
 
     async def adopt(self, record: MemberRecord, image: Image | None) -> bool:
@@ -359,14 +369,6 @@ class Members:
             await self._store.commit()
         except FleetboxError as e:
             log.error("%s", e)  # noqa: TRY400 - the error explains itself
-
-
-async def doom(store: ClusterStore, *names: str) -> None:
-    """Make members placeholders again, so that a holder that dies while it destroys them leaves what is rolled back."""
-    for name in names:
-        store.change_member(name, state=MemberState.CREATING)
-    with contextlib.suppress(FleetboxError):  # a full disk must not keep anybody from making room
-        await store.commit()
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from fleetbox.errors import FleetboxError, NotFoundError
 from fleetbox.faultpoint import arrive
 from fleetbox.holder import admission, bound
 from fleetbox.holder.ground import Ground
-from fleetbox.holder.members import Members, doom, erase
+from fleetbox.holder.members import Members, erase
 from fleetbox.holder.operations import Emit, Steps, Work, all_of, log_event
 from fleetbox.holder.provision import new_member
 from fleetbox.holder.server import decode
@@ -196,7 +196,7 @@ class Orchestrator:
             if members is not None:
                 await all_of({n: members.destroy(n, Steps(emit, n)) for n in targets}, "destroyed")
             else:
-                await doom(self._store, *targets)
+                await self._store.doom(*targets)
                 for name in targets:
                     with Steps(emit, name).step("destroy"):
                         await self._erase(self._store.current.members[name])

@@ -122,6 +122,13 @@ class ClusterStore:
             self.change(members={n: m for n, m in self.record.members.items() if n != name})
             self._tell(event="member", member=name, state=REMOVED)
 
+    async def doom(self, *names: str) -> None:
+        """Make members placeholders again: a holder that dies while it destroys them leaves what is rolled back."""
+        for name in names:
+            self.change_member(name, state=MemberState.CREATING)
+        with contextlib.suppress(RecordError):  # a full disk must not keep anybody from making room
+            await self.commit()
+
     async def commit(self) -> None:
         """Return when everything changed so far is on disk.
 
