@@ -117,7 +117,7 @@ def test_old_images_have_four_setup_sectors(tmp_path: Path) -> None:
     [
         (b"", "no bzImage"),
         (b"MZ" + bytes(5000), "no bzImage"),
-        (gzip.compress(b"hello"), "not a raw kernel"),
+        (gzip.compress(b"hello", mtime=0), "not a raw kernel"),
         (bzimage(gzip.compress(elf()), protocol=0x207), "boot protocol 2.07"),
         (bzimage(gzip.compress(elf()), length=0), "cut off"),
         (bzimage(gzip.compress(elf()), length=1 << 31), "cut off"),
