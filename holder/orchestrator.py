@@ -287,6 +287,9 @@ class Orchestrator:
             await self._ground.close_network()
         except FleetboxError as e:
             log.error("%s", e)  # noqa: TRY400 - the error explains itself
+        record = self._store.record
+        if self.closing and record is not None and not record.members:  # what was to remove it has failed
+            await self.remove_files()
         if self.closing:
             self._on_idle()
 
