@@ -11,6 +11,7 @@ import errno
 import fnmatch
 import posixpath
 import secrets
+import select
 import socket
 import stat
 import subprocess
@@ -35,10 +36,13 @@ _WINDOW = 64  # requests under way at once; the guest's word for a file's size m
 
 
 class _Line(socket.socket):
-    """A socket as paramiko's SFTP client wants it: with a name for its log."""
+    """A socket as paramiko's SFTP client wants it: a channel has a name for its log, and says whether it has input."""
 
     def get_name(self) -> str:
         return "sftp"
+
+    def recv_ready(self) -> bool:
+        return bool(select.select([self], [], [], 0)[0])
 
 
 class GuestTree:

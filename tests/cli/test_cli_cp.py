@@ -39,7 +39,7 @@ def tree(tmp_path: Path) -> Path:
     (top / "below" / "deep").mkdir(parents=True)
     (top / "run.sh").write_text("#!/bin/sh\n")
     (top / "run.sh").chmod(0o755)
-    (top / "below" / "data").write_bytes(os.urandom(3_000_000))
+    (top / "below" / "data").write_bytes(os.urandom(8_000_000))
     (top / "below" / "private").write_text("x")
     (top / "below" / "private").chmod(0o600)
     (top / "below" / "link").symlink_to("data")
@@ -67,14 +67,14 @@ def test_a_folder_goes_there_between_members_and_back(guest: Path, tree: Path, t
     there = run("cp", str(tree), "demo/node-1:/tmp")
     assert there.exit_code == 0, there.stderr
     assert there.stderr.startswith("copy …\ncopy done in ")
-    assert "copied 5 files, 2.9M" in there.stdout
+    assert "copied 5 files, 7.6M" in there.stdout
     assert _look(guest / "tmp" / "tree") == _look(tree)
     assert run("cp", "demo/node-1:/tmp/tree", "demo/node-2:other").exit_code == 0
     assert _look(guest / "home/fleet/other") == _look(tree)
     assert run("cp", "-q", "demo/node-2:other", str(tmp_path / "back")).exit_code == 0
     assert _look(tmp_path / "back") == _look(tree)
     again = run("cp", "--json", "demo/node-2:other/below/data", str(tmp_path / "back"))
-    assert again.envelope["data"] == {"files": 1, "size_bytes": 3_000_000}
+    assert again.envelope["data"] == {"files": 1, "size_bytes": 8_000_000}
     assert [path.name for path in guest.rglob(".*")] == []  # no temporary file is left
 
 
