@@ -68,12 +68,14 @@ class ControlLine:
         """Bring the line to a fresh prompt without echo, whatever was on it: half a line, an open quote, a program."""
         # The interrupt empties the terminal's input, perhaps also what comes right behind it: nothing does.
         await self._write_now(_INTERRUPT)
+        limit_s = _PROBE_S
         while True:
             await asyncio.sleep(0.02)
             try:
-                async with asyncio.timeout(_PROBE_S):
+                async with asyncio.timeout(limit_s):
                     return await self._probe()
             except TimeoutError:
+                limit_s *= 2  # on a busy host the next interrupt must not always come before the answer
                 await self._write_now(_INTERRUPT)
 
     async def _write_now(self, data: bytes) -> None:
@@ -134,12 +136,13 @@ async def _locked(lock: Path) -> AsyncIterator[None]:
     except OSError as e:
         raise _gone(e.strerror or str(e)) from e
     try:
-        async with asyncio.timeout(_TURN_S * timeout_scale()):
-            while not _take(fd):  # noqa: ASYNC110 - no event tells when a lock is free
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(_TURN_S * timeout_scale()):
+                while not _take(fd):  # noqa: ASYNC110 - no event tells when a lock is free
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise _gone("somebody else uses it, such as `fleetbox console`") from None
         yield
-    except TimeoutError:
-        raise _gone("somebody else uses it, such as `fleetbox console`") from None
     finally:
         os.close(fd)
 
