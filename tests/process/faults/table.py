@@ -43,7 +43,7 @@ REACHED = {
         member.stopped cluster.disconnect operation.done holder.ending client.ended holder.silent holder.left
     """,
     "destroy": """
-        client.request operation.begin member.destroy client.answered member.stopped record.write record.written
+        client.request operation.begin member.destroy client.answered record.write record.written
         record.replaced member.ended member.release member.erase member.erased cluster.abandon
         cluster.disconnect record.remove operation.done holder.ending client.ended holder.silent holder.left
     """,
