@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ LIMIT_S = {"vm": 900.0}
 DEFAULT_LIMIT_S = 120.0
 
 os.environ.setdefault("FLEETBOX_TEST_PYTHON", sys.executable)  # what the simulators run by
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and would hand it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _durations: dict[str, float] = defaultdict(float)
 
