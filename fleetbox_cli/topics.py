@@ -79,7 +79,7 @@ XDG_DATA_HOME, XDG_CACHE_HOME and FLEETBOX_HOME move them.
 NETWORKING = Topic(
     "fleetbox-networking",
     "the network of a fleetbox cluster, and ways to reach its members",
-    ("fleetbox-up", "fleetbox-ssh", "fleetbox-ssh-config", "fleetbox-cp"),
+    ("fleetbox-up", "fleetbox-ssh", "fleetbox-ssh-config", "fleetbox-cp", "fleetbox-enter", "fleetbox-forward"),
     {
         "DESCRIPTION": """
 Each cluster has a network of its own: a bridge, an interface for each member, and a subnet that no route or address of
@@ -96,7 +96,9 @@ this host reaches, through network address translation; nobody outside reaches t
   host: in this host's network, which needs root. What is made is a bridge and interfaces whose names begin with fb, one
     nftables table, the forwarding flag of the uplink, and where another firewall (Docker's) drops forwarded packets an
     accept in its chain. All of it is written down before it is made, and removed with the cluster's last machine.
-  private: in a network namespace of the cluster's own, which needs no root and changes nothing on this host.
+  private: in a network namespace of the cluster's own, which needs no root and changes nothing on this host. Members
+    reach the outside through pasta, or slirp4netns where that is missing, and never this host's loopback. When the
+    last machine has ended, the kernel removes all of it.
   auto: the default: host for root, else private.
 """,
         "REACHING A MEMBER": """
@@ -113,6 +115,12 @@ Other programs that speak SSH are told by a configuration:
 Ports are forwarded by ssh's own options, which stand before the member:
 
     fleetbox ssh -N -L 8080:localhost:80 node-1
+
+A private network has no route from this host. All of the above works there as well, as the holder makes connections
+and hands them over; what else there is:
+
+    fleetbox forward node-1 8080:80                 # a member's port on this host's loopback
+    fleetbox enter mycluster -- psql -h node-1      # a program of this host on the cluster's network
 
 fleetbox console needs no network at all: it is the guest's serial line.
 """,
