@@ -42,6 +42,7 @@ def shared() -> dict[str, Path]:
         "share/bash-completion/completions/fleetbox.bash": completions / "fleetbox.bash",
         "share/zsh/site-functions/_fleetbox": completions / "_fleetbox",
         "share/fish/vendor_completions.d/fleetbox.fish": completions / "fleetbox.fish",
+        "share/doc/fleetbox/apparmor-fleetbox": ROOT / "apparmor/apparmor-fleetbox",
     }
 
 
@@ -67,7 +68,7 @@ def test_the_wheel_holds_every_file_once(built: tuple[Path, Path]) -> None:
     assert {n: path.read_bytes() for n, path in files.items()} == content
 
 
-def test_the_wheel_installs_man_pages_and_completions(built: tuple[Path, Path]) -> None:
+def test_the_wheel_installs_man_pages_completions_and_the_profile(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as wheel:
         content = {n.partition(".data/data/")[2]: wheel.read(n) for n in wheel.namelist() if ".data/" in n}
     assert content == {name: path.read_bytes() for name, path in shared().items()}
