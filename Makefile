@@ -71,8 +71,8 @@ test-programs:
 	@command -v man >/dev/null || { $(INSTALL) man-db; }
 
 test: host test-programs check ## every test but the second tier's, those with real machines last
-	@$(PYTEST) -m 'not vm and not slow' -n 2 -v --durations=60
-	@$(PYTEST) -m 'vm and not slow' -v --durations=20
+	@$(PYTEST) -m 'not vm and not slow' -n 2 -q
+	@$(PYTEST) -m 'vm and not slow' --durations=10
 
 test-fast: test-programs check ## every test that boots no machine
 	@$(PYTEST) -m 'not vm and not slow' -n 2
@@ -83,7 +83,7 @@ test-all-programs: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore 'ansible-core>=2.16'
 
 test-all: test test-all-programs ## every test and the second tier: what is slow, with and without machines
-	@$(PYTEST) -m slow -v --durations=20
+	@$(PYTEST) -m slow --durations=10
 
 bench: host ## the measurements of benchmarks/, one table each
 	@for benchmark in benchmarks/[a-z]*.py; do $(BIN)/python "$$benchmark"; done
