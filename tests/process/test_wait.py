@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import fleetbox
 from fleetbox import wait
 from fleetbox.errors import MachineError, PartialError, TimedOut, UsageError
+from fleetbox.timeouts import timeout_scale
 from fleetbox.wait import Strategy
 from fleetbox.watch import Cancelled, Watch
 from tests.cli.conftest import ssh_double  # noqa: F401
@@ -233,7 +235,8 @@ def test_all_of_are_waited_for_in_order_and_named(member: fleetbox.Member) -> No
 
 
 def test_a_part_has_a_limit_of_its_own(member: fleetbox.Member) -> None:
-    with pytest.raises(TimedOut, match=r"waited 0\.4 s for a line like /never/"):
+    waited = re.escape(f"waited {SOON_S * timeout_scale():g} s for a line like /never/")
+    with pytest.raises(TimedOut, match=waited):
         member.wait_for(wait.log("never").within(SOON_S), timeout_s=600)
 
 
