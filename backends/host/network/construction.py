@@ -145,6 +145,8 @@ def build(spec: NetworkSpec, surroundings: Surroundings | None = None) -> Built:
                 upstream=surroundings.dns if surroundings else None,
             )
             resolver.keep_only(bridge, spec.leases)
+            # A member that was rolled back, or destroyed when its holder died, has left its taps.
+            detach(journal, *(key for key in journal.record.taps if member_and_slot(key)[0] not in spec.leases))
             reach("network.built")
         except BaseException:
             _unmake(built)

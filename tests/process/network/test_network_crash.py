@@ -224,6 +224,30 @@ def test_a_network_with_live_machines_is_kept_and_adopted(
     assert host_state() == before
 
 
+def test_taking_over_removes_the_taps_of_members_that_are_gone(
+    net: TestNet, host: HostThread, machine: subprocess.Popen[bytes]
+) -> None:
+    """As when a holder is killed while it adds a member: its successor rolls that back before it takes the network."""
+    before = host_state()
+    subnet = dead_holder()
+    write_cluster(running_member("node-1", machine.pid))
+    stays, goes = (naming.tap_name("alpha", name) for name in ("node-1", "node-2"))
+    assert {stays, goes} <= set(host_state()["links"])
+
+    async def life() -> None:
+        leases = {"node-1": subnet.replace(".0/24", ".2")}
+        network = await open_network(host, NetworkSpec("alpha", "host", subnet=subnet, leases=leases))
+        assert stays in host_state()["links"]
+        assert goes not in host_state()["links"]
+        record = read_network(network.bridge)
+        assert record is not None
+        assert set(record.taps) == {"node-1"}
+        await network.close()
+
+    run(life())
+    assert host_state() == before
+
+
 def run_reconcile_elsewhere() -> str:
     """What another process of this installation finds to remove."""
     code = (
