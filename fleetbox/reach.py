@@ -10,14 +10,13 @@ with the descriptors attached, or `{"error": …, "errno": …}`.
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import socket
 import sys
 from pathlib import Path
 
 from fleetbox import fdpass, paths
-from fleetbox.errors import HolderError, NotFoundError
+from fleetbox.errors import FleetboxError, HolderError
 from fleetbox.records import ClusterRecord, MemberRecord, live_holder, read_cluster
 
 CONNECT_LIMIT_S = 20.0
@@ -61,10 +60,12 @@ def _quoted(word: str) -> str:
 
 def _main(cluster: str, host: str, port: str) -> int:
     """OpenSSH's proxy when no holder lives: one is started, which takes the machines over, and dialled."""
-    read_cluster(cluster)
-    with contextlib.suppress(NotFoundError):
+    try:
+        read_cluster(cluster)  # no holder is started for one that is not there
         return fdpass.main([str(dial_socket(cluster)), host, port])
-    return 1
+    except FleetboxError as e:
+        sys.stderr.write(f"fleetbox: {e}\n")
+        return 1
 
 
 if __name__ == "__main__":

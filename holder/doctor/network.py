@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from fleetbox.backends.host import capabilities, process, programs
+from fleetbox.backends.host import capabilities, namespaces, process, programs
 from fleetbox.backends.host.network import links, subnet
 from fleetbox.errors import FleetboxError, HostError
 from fleetbox.host import Check
 
-_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _AS_ROOT = "run fleetbox as root"
 
 MODULES = ("tun", "nf_tables", "nft_masq", "nft_ct")
@@ -42,10 +40,10 @@ def check() -> Check:
         hint = "run: sudo modprobe tun" if absent else _AS_ROOT
         return Check("network", "fail", f"taps cannot be made: /dev/net/tun: {e.strerror}", hint, fixable=absent)
     os.close(descriptor)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNET) != 0:
-        why = os.strerror(ctypes.get_errno())
-        return Check("network", "warn", f"not tried, as no scratch namespace can be made: {why}", _AS_ROOT)
+    try:
+        namespaces.new_network()
+    except OSError as e:
+        return Check("network", "warn", f"not tried, as no scratch namespace can be made: {e.strerror}", _AS_ROOT)
     try:
         make_everything()
     except FleetboxError as e:
